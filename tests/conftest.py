@@ -10,7 +10,8 @@ import torch
 
 from stillproof.core.images import ImageSet
 from stillproof.core.runtime import Runtime
-from stillproof.core.sources import DataSource, Digits
+from stillproof.core.sources import DataSource
+from stillproof.core.sources.digits import Digits
 
 
 @pytest.fixture(scope="session")

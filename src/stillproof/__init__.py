@@ -29,6 +29,7 @@ _PLACES = {
     "RunOptions": "runs.options",
     "Runtime": "core.runtime",
     "SparseTeacher": "theft.hardening.sparse_teacher",
+    "Source": "core.sources",
     "StillproofError": "errors",
     "epd": "theft.hardening.sparse_teacher",
     "fit": "core.training",

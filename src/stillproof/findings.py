@@ -82,6 +82,7 @@ class Result(_Part):
     verb: str
     status: Status
     summary: str = ""
+    notes: list[str] = []
     findings: list[Finding] = []
     tables: list[Table] = []
     curves: list[Curve] = []

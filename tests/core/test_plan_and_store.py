@@ -1,6 +1,8 @@
 """Plans and the store: keys, resuming, damage, remote stores."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +14,7 @@ from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, Execution, Plan, Stage, job, stage
 from stillproof.core.runtime import Runtime
 from stillproof.core.store import MANIFEST, VALUES, Artefact, Store
-from stillproof.errors import StoreError
+from stillproof.errors import InputError, StoreError
 
 FP32, BF16 = Runtime("cpu", "fp32", 1), Runtime("cpu", "bf16", 1)
 ran: list[str] = []
@@ -200,3 +202,66 @@ def test_a_store_that_cannot_be_opened_or_written_says_so(tmp_path: Path) -> Non
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StoreError, match="cannot be written"):
         Store(str(tmp_path / "file")).save("ab" * 16, Artefact({"a": 1}), {})
+
+
+@job(version=1)
+def large(context: Context, *, fill: int) -> Artefact:
+    images = context.allocate("images", (5, 3))
+    images[:] = fill
+    if fill > 200:
+        raise InputError("no more.", "Stop.")
+    return Artefact({}, {"images": images, "labels": torch.arange(5)})
+
+
+def test_large_tensors_go_to_disk_and_come_back_mapped_and_unharmed(tmp_path: Path) -> None:
+    store, plan = Store(str(tmp_path)), Plan({"large": stage(large, "large", fill=7)}, Runtime())
+    made = Execution(plan, store, Silent()).run()["large"]
+    made.tensors["images"][0] = 9  # a later stage's mistake
+    again = store.load(plan.key(plan.outputs["large"]))
+    assert again.tensors["images"].equal(torch.full((5, 3), 7, dtype=torch.uint8))
+    assert again.tensors["labels"].tolist() == list(range(5))
+    files = {file.name for file in tmp_path.rglob("*") if file.is_file()}
+    assert files == {"artefact.json", "values.json", "tensors.safetensors", "images.npy"}
+
+
+def test_a_stage_that_fails_leaves_no_large_file_behind(tmp_path: Path) -> None:
+    plan = Plan({"large": stage(large, "large", fill=201)}, Runtime())
+    with pytest.raises(InputError, match="no more"):
+        Execution(plan, Store(str(tmp_path)), Silent()).run()
+    assert not [file for file in tmp_path.rglob("*") if file.is_file()]
+
+
+def test_a_changed_or_cut_large_file_is_noticed(tmp_path: Path) -> None:
+    store, plan = Store(str(tmp_path)), Plan({"large": stage(large, "large", fill=7)}, Runtime())
+    Execution(plan, store, Silent()).run()
+    (file,) = tmp_path.rglob("images.npy")
+    content = file.read_bytes()
+    for harm in (content[:-1], content[:-1] + b"\0", b""):
+        file.write_bytes(harm)
+        with pytest.raises(StoreError, match=r"images\.npy has changed"):
+            store.load(plan.key(plan.outputs["large"]))
+
+
+def test_two_processes_that_build_one_artefact_do_not_disturb_each_other(tmp_path: Path) -> None:
+    script = (
+        "import sys; from tests.core.test_plan_and_store import *\n"
+        "for fill in range(60):\n"
+        "    plan = Plan({'large': stage(large, 'large', fill=fill)}, Runtime())\n"
+        "    Execution(plan, Store(sys.argv[1]), Silent()).run()\n"
+    )
+    both = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(2)]
+    assert [process.wait() for process in both] == [0, 0]
+    for fill in range(60):
+        plan = Plan({"large": stage(large, "large", fill=fill)}, Runtime())
+        made = Store(str(tmp_path)).load(plan.key(plan.outputs["large"]))
+        assert made.tensors["images"].unique().tolist() == [fill]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_a_large_tensor_travels_to_a_remote_store_and_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "here"))
+    plan = Plan({"large": stage(large, "large", fill=7)}, Runtime())
+    Execution(plan, Store("memory://large"), Silent()).run()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    loaded = Store("memory://large").load(plan.key(plan.outputs["large"]))
+    assert loaded.tensors["images"].unique().tolist() == [7]

@@ -80,7 +80,7 @@ def test_broken_rows_are_named(directory: Path) -> None:
     with pytest.raises(InputError, match="row 3"):
         open_source(str(directory)).load()
     write_parquet(directory / "train.parquet", [*rows, encoded(PIXELS[0, :5])], [0, 1, 0, 1])
-    with pytest.raises(InputError, match=r"sizes differ: \(10, 8\) in row 0, \(5, 8\) in row 3"):
+    with pytest.raises(InputError, match=r"sizes differ: \(10, 8\) in the first, \(5, 8\) in .*row 3(.|\n)*\?size="):
         open_source(str(directory)).load()
     write_parquet(directory / "train.parquet", rows, [0, 1, 2], ["cat", "dog"])
     with pytest.raises(InputError, match="out of range: 0 to 2"):
@@ -96,6 +96,39 @@ def test_only_pictures_of_8_bits_are_decoded(directory: Path) -> None:
         write_parquet(directory / "train.parquet", [*rows, row], [0, 1, 0])  # type: ignore[list-item]
         with pytest.raises(InputError, match=rf"{said}(.|\n)*row 2"):
             open_source(str(directory)).load()
+
+
+def test_grey_and_colour_are_not_mixed_in_silence(directory: Path) -> None:
+    rows = [encoded(PIXELS[0, ..., 0]), encoded(PIXELS[1])]
+    write_parquet(directory / "train.parquet", rows, [0, 1])
+    with pytest.raises(InputError, match=r"training images are \(1, 10, 8\) and test images \(3, 10, 8\)"):
+        open_source(str(directory)).load()
+    write_parquet(directory / "test.parquet", rows, [0, 1])
+    with pytest.raises(InputError, match=r"first image is grey, and .*row 1 is in colour(.|\n)*\?channels="):
+        open_source(str(directory)).load()
+    train, test = open_source(f"{directory}?channels=3").load()
+    assert train.shape == test.shape == (3, 10, 8)
+    assert torch.equal(train.images[0, 0], train.images[0, 2])
+
+
+def test_a_picture_that_would_fill_memory_is_refused_before_it_is_unpacked(directory: Path) -> None:
+    bomb = io.BytesIO()
+    Image.new("1", (9000, 9000)).save(bomb, "PNG")
+    write_parquet(directory / "train.parquet", [bomb.getvalue()], [0])
+    with pytest.raises(InputError, match=r"9000×9000 pixels is refused .*row 0"):
+        open_source(f"{directory}?size=8").load()
+
+
+def test_any_rows_can_be_read_across_files_and_row_groups(tmp_path: Path) -> None:
+    rows = [encoded(pixels) for pixels in PIXELS]
+    for number, share in enumerate((slice(0, 11), slice(11, 20), slice(20, 30))):
+        images = pa.array([{"bytes": row, "path": None} for row in rows[share]])
+        table = pa.table({"img": images, "label": [i % 2 for i in range(len(images))]})
+        pq.write_table(table, tmp_path / f"train-{number}.parquet", row_group_size=4)
+    write_parquet(tmp_path / "test.parquet", rows[:2], [0, 1])
+    train = open_source(str(tmp_path)).open().train
+    wanted = torch.tensor([0, 3, 4, 10, 11, 19, 28, 29])
+    assert torch.equal(torch.cat(list(train.read(wanted))), torch.from_numpy(PIXELS[wanted].transpose(0, 3, 1, 2)))
 
 
 def test_columns_that_hold_no_images_or_no_rows_are_named(directory: Path) -> None:

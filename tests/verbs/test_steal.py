@@ -150,7 +150,7 @@ def test_a_victim_that_was_brought_along_or_wavers_is_said_to(tmp_path: Path) ->
 
 def test_a_small_run_keeps_the_parts_of_a_large_one_apart() -> None:
     from stillproof.core.plan import Context
-    from stillproof.core.sources import Digits
+    from stillproof.core.sources.digits import Digits
     from stillproof.core.stages import carve, load_data
 
     context = Context(Runtime.choose())

@@ -16,10 +16,10 @@ def write_atomically(path: Path, content: bytes, *, fault: str = "") -> None:
 
     fault: the kill point that stands in the middle of the writing (core.faults).
     """
-    partial = path.with_name(f"{_partial_of(path)}{os.getpid()}.partial")
+    partial = partial_of(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(path)
+        sweep(path)
         with partial.open("wb") as stream:
             stream.write(content[: len(content) // 2])
             stream.flush()
@@ -32,19 +32,29 @@ def write_atomically(path: Path, content: bytes, *, fault: str = "") -> None:
     except OSError as error:
         with suppress(OSError):
             partial.unlink(missing_ok=True)
-        raise StoreError(
-            f"{path} cannot be written: {error.strerror or error}.",
-            "Free some space or name another place (--store, --runs), then resume.",
-        ) from None
+        raise unwritable(path, error) from None
 
 
-def _partial_of(path: Path) -> str:
+def unwritable(path: Path, error: OSError) -> StoreError:
+    """What a user is told where a file cannot be written."""
+    return StoreError(
+        f"{path} cannot be written: {error.strerror or error}.",
+        "Free some space or name another place (--store, --runs), then resume.",
+    )
+
+
+def partial_of(path: Path) -> Path:
+    """Where this process writes a file until it is whole."""
+    return path.with_name(f"{_head_of(path)}{os.getpid()}.partial")
+
+
+def _head_of(path: Path) -> str:
     return f".{path.name}.{platform.node()}-"
 
 
-def _sweep(path: Path) -> None:
+def sweep(path: Path) -> None:
     """Remove what writers of this file left behind who were killed on this host."""
-    head, tail = _partial_of(path), ".partial"
+    head, tail = _head_of(path), ".partial"
     for left in path.parent.iterdir():
         if not (left.name.startswith(head) and left.name.endswith(tail)):
             continue

@@ -99,15 +99,7 @@ class ImageSet:
         A class with at least as many images as there are parts has some in each part, if the shares add up to 1.
         """
         labels = self.labels if self.labels is not None else torch.zeros(len(self), dtype=torch.int64)
-        order = permutation(len(self), derive(seed, "split"))
-        parts: list[list[Tensor]] = [[] for _ in fractions]
-        for index in range(int(labels.max()) + 1):
-            rows = order[labels[order] == index]
-            start = 0
-            for part, size in zip(parts, _sizes(len(rows), fractions), strict=True):
-                part.append(rows[start : start + size])
-                start += size
-        return tuple(torch.cat(part).sort().values for part in parts)
+        return stratified(labels, fractions, seed)
 
     def fingerprint(self) -> str:
         """SHA-256 of images, labels and class names, in hex."""
@@ -117,6 +109,19 @@ class ImageSet:
         if self.labels is not None:
             digest.update(self.labels.numpy().data)
         return digest.hexdigest()
+
+
+def stratified(labels: Tensor, fractions: tuple[float, ...], seed: int) -> tuple[Tensor, ...]:
+    """Disjoint row sets (int64, ascending) of these shares of every class. labels: int64, (N,)."""
+    order = permutation(len(labels), derive(seed, "split"))
+    parts: list[list[Tensor]] = [[] for _ in fractions]
+    for index in range(int(labels.max()) + 1):
+        rows = order[labels[order] == index]
+        start = 0
+        for part, size in zip(parts, _sizes(len(rows), fractions), strict=True):
+            part.append(rows[start : start + size])
+            start += size
+    return tuple(torch.cat(part).sort().values for part in parts)
 
 
 def _sizes(n: int, fractions: tuple[float, ...]) -> list[int]:

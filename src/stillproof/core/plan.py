@@ -18,12 +18,19 @@ from graphlib import TopologicalSorter
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from pydantic_core import to_jsonable_python
+from torch import Tensor
 
 from stillproof.core import faults
 from stillproof.core.measurement import Cost
 from stillproof.core.runtime import Runtime
 from stillproof.core.store import Artefact, Store
+
+
+def in_memory(_name: str, shape: tuple[int, ...]) -> Tensor:
+    """Room for a large tensor where there is no store."""
+    return torch.empty(shape, dtype=torch.uint8)
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +41,8 @@ class Context:
     checkpoint: Path | None = None
     checkpoint_seconds: float = 30.0
     advance: Callable[[int, int, str], None] | None = None
+    allocate: Callable[[str, tuple[int, ...]], Tensor] = in_memory
+    """(name, shape) -> a uint8 tensor of the artefact that may be larger than memory (core.store.Draft)."""
     code: frozenset[str] = frozenset()
     """SPECs that run code and that the user's own settings name; what an artefact names is not enough."""
 
@@ -214,21 +223,29 @@ class Execution:
         key = self.plan.key(found)
         self.watcher.started(number, of, found, key)
         checkpoint = self.store.checkpoint(key)
-        runtime, advanced = self.plan.runtime, self.watcher.advanced
-        context = Context(runtime, checkpoint, self.checkpoint_seconds, advanced, self.plan.code)
         inputs = {
             name: [self._artefact(self.plan.key(item)) for item in given]
             if isinstance(given, tuple)
             else self._artefact(self.plan.key(given))
             for name, given in found.inputs.items()
         }
-        started = time.monotonic()
-        made = found.job.run(context, **inputs, **found.settings)
-        seconds = time.monotonic() - started
-        made = replace(made, cost=made.cost.model_copy(update={"seconds": seconds, "peak_bytes": _peak_bytes()}))
-        about = {"job": found.job.name, "version": found.job.version, "label": found.label}
-        self.store.save(key, made, about)
-        self._held[key] = made
+        with self.store.draft(key) as draft:
+            context = Context(
+                self.plan.runtime,
+                checkpoint,
+                self.checkpoint_seconds,
+                self.watcher.advanced,
+                draft.allocate,
+                self.plan.code,
+            )
+            started = time.monotonic()
+            made = found.job.run(context, **inputs, **found.settings)
+            seconds = time.monotonic() - started
+            made = replace(made, cost=made.cost.model_copy(update={"seconds": seconds, "peak_bytes": _peak_bytes()}))
+            about = {"job": found.job.name, "version": found.job.version, "label": found.label}
+            self.store.save(key, made, about, draft)
+        if not draft.files:  # what was allocated is read back, so that no later stage can write to it
+            self._held[key] = made
         with suppress(OSError):
             checkpoint.unlink(missing_ok=True)
         self.watcher.finished(found, key, seconds)

@@ -25,7 +25,7 @@ Kind = Literal["source", "model", "thief", "hardening"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "source": {
-        "digits": "stillproof.core.sources:Digits",
+        "digits": "stillproof.core.sources.digits:Digits",
     },
     "model": {
         "cnn": "stillproof.core.zoo:cnn",

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from stillproof.core.classifiers import (
@@ -19,10 +20,10 @@ from stillproof.core.classifiers import (
     save_classifier,
 )
 from stillproof.core.distillation import TEACHER, CrossEntropy, Distillation, Objective, OnlineTeacher
-from stillproof.core.images import ImageSet, as_float
+from stillproof.core.images import ImageSet, as_float, stratified
 from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, Stage, job, stage
-from stillproof.core.sources import Facts, Source
+from stillproof.core.sources import Facts, Source, Split, open_source
 from stillproof.core.store import Artefact
 from stillproof.core.training import Fit, Recipe, fit
 from stillproof.errors import InputError, StoreError
@@ -68,28 +69,75 @@ def part_sizes(facts: Facts, limit: int | None) -> PartSizes:
     return PartSizes(training, validation, pool, test)
 
 
+@dataclass(frozen=True, slots=True)
+class Data:
+    """The stage that loads the data, and what is known of them before it runs."""
+
+    stage: Stage
+    sizes: PartSizes
+    classes: int
+
+
+def data_stage(spec: str, limit: int | None) -> Data:
+    """The stage that loads what a data SPEC names. Raises InputError where there is nothing."""
+    source = open_source(spec)
+    facts = source.facts()
+    loading = stage(load_data, "load the data", source=source, limit=limit)
+    return Data(loading, part_sizes(facts, limit), facts.classes)
+
+
 @job(version=2)
-def load_data(_context: Context, *, source: Source, limit: int | None) -> Artefact:
+def load_data(context: Context, *, source: Source, limit: int | None) -> Artefact:
     """Read a source and carve it. The carving's seed is not a setting: it is the same in every run.
 
     limit: keep about so many training and so many test images, of all classes alike. Each part is cut after the
-    carving, so that what is a thief's in a small run was not the victim's in a large one.
+    carving, so that what is a thief's in a small run was not the victim's in a large one. Images that no part
+    needs are not decoded, and none stays in memory.
     """
-    train, test = source.load()
-    if train.classes != test.classes or train.shape != test.shape:
-        raise InputError(
-            f"training and test images differ: {len(train.classes)} classes of {train.shape} and "
-            f"{len(test.classes)} of {test.shape}.",
-            "Both need the same classes and the same (C, H, W).",
-        )
+    opened = source.open()
+    train, test = opened.train, opened.test
+    rows = stratified(train.labels, tuple(PARTS.values()), seed=0)
+    carved = dict(zip(PARTS, rows, strict=True)) | {"test": torch.arange(len(test.labels))}
+    kept: dict[str, Tensor] = {}
+    for name, part in carved.items():
+        labels = (test if name == "test" else train).labels
+        share = 1.0 if limit is None else min(1.0, limit / len(labels))
+        kept[name] = part if share == 1 else part[stratified(labels[part], (share, 1 - share), seed=0)[0]]
     tensors: dict[str, Tensor] = {}
-    rows = train.split(tuple(PARTS.values()), seed=0)
-    parts = {name: train.subset(part) for name, part in zip(PARTS, rows, strict=True)} | {"test": test}
-    for name, part in parts.items():
-        share = 1.0 if limit is None else min(1.0, limit / len(test if name == "test" else train))
-        kept = part if share == 1 else part.subset(part.split((share, 1 - share), seed=0)[0])
-        tensors |= {f"{name}.images": kept.images, f"{name}.labels": kept.known_labels()}
-    return Artefact({"name": train.name, "classes": list(train.classes)}, tensors)
+    for name, part in kept.items():
+        split = test if name == "test" else train
+        tensors[f"{name}.images"] = context.allocate(f"{name}.images", (len(part), *split.shape))
+        tensors[f"{name}.labels"] = split.labels[part]
+    read = _Reading(context, sum(len(part) for part in kept.values()))
+    read.into(train, {tensors[f"{name}.images"]: kept[name] for name in PARTS})
+    read.into(test, {tensors["test.images"]: kept["test"]})
+    values = {"name": opened.name, "classes": list(opened.classes), "notes": list(opened.notes)}
+    return Artefact(values, tensors)
+
+
+@dataclass
+class _Reading:
+    """Reads the images of a source once, each into the part that it belongs to."""
+
+    context: Context
+    images: int
+    done: int = 0
+
+    def into(self, split: Split, parts: Mapping[Tensor, Tensor]) -> None:
+        """parts: rows of the split (ascending) by the tensor that takes their images."""
+        everything = torch.cat(list(parts.values())).sort().values
+        filled = dict.fromkeys(parts, 0)
+        start = 0
+        for chunk in split.read(everything):
+            rows = everything[start : start + len(chunk)]
+            for images, wanted in parts.items():
+                here = chunk[torch.isin(rows, wanted)]
+                images[filled[images] : filled[images] + len(here)] = here
+                filled[images] += len(here)
+            start += len(chunk)
+            self.done += len(chunk)
+            if self.context.advance is not None:
+                self.context.advance(self.done, self.images, "images read")
 
 
 def carve(data: Artefact) -> Carving:

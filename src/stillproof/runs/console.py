@@ -34,6 +34,8 @@ def show(result: Result, console: Console) -> None:
         for name, measured in finding.measurements.items():
             line.append(f"\n{'':<13}{name} {in_words(measured)}", "dim")
         console.print(line)
+    for note in result.notes:
+        console.print(Text(f"{'NOTE':<13}{note}"))
     for table in result.tables:
         shown = RichTable(title=table.title, title_justify="left", title_style="bold")
         for column in table.columns:

@@ -76,7 +76,9 @@ class Run:
                 directory.write(REFUSED, f"{error}\n")
                 raise
         result = self.work.conclude(self.settings, values)
-        result = result.model_copy(update={"cost": execution.cost(), "environment": surroundings})
+        notes = dict.fromkeys(note for made in values.values() for note in made.values.get("notes", ()))
+        more = {"notes": [*result.notes, *notes], "cost": execution.cost(), "environment": surroundings}
+        result = result.model_copy(update=more)
         self._leave(directory, result, values)
         return directory, result
 

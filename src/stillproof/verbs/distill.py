@@ -38,22 +38,13 @@ def plan(settings: DistillSettings, runtime: Runtime) -> Plan:
     from stillproof.core.distillation import Distillation
     from stillproof.core.noise import derive
     from stillproof.core.plan import Plan, stage
-    from stillproof.core.sources import open_source
-    from stillproof.core.stages import (
-        answer_part,
-        classifier_stage,
-        distil,
-        load_data,
-        part_sizes,
-        training_stage,
-    )
+    from stillproof.core.stages import answer_part, classifier_stage, data_stage, distil, training_stage
     from stillproof.core.training import Recipe
 
     recipe, seed = Recipe(epochs=settings.epochs), settings.seed
-    source = open_source(settings.data)
-    sizes = part_sizes(source.facts(), settings.limit)
-    data = stage(load_data, "load the data", source=source, limit=settings.limit)
-    common: dict[str, Any] = {"data": data, "recipe": recipe, "seed": seed, "images": sizes.training}
+    data = data_stage(settings.data, settings.limit)
+    sizes = data.sizes
+    common: dict[str, Any] = {"data": data.stage, "recipe": recipe, "seed": seed, "images": sizes.training}
     teacher = classifier_stage("the teacher", model=Model(settings.teacher), **common)
     learning = derive(seed, "student")  # a student does not begin with its teacher's weights
     alone = training_stage("the student alone", model=Model(settings.student), **common | {"seed": learning})
@@ -62,7 +53,7 @@ def plan(settings: DistillSettings, runtime: Runtime) -> Plan:
         "distil the student",
         passes=sizes.training * (4 if settings.label_mode == "online" else 3) * settings.epochs,
         teacher=teacher,
-        data=data,
+        data=data.stage,
         model=Model(settings.student),
         objective=Distillation(temperature=settings.temperature, alpha=settings.alpha),
         online=settings.label_mode == "online",
@@ -70,10 +61,10 @@ def plan(settings: DistillSettings, runtime: Runtime) -> Plan:
         seed=learning,
     )
     classifiers = {"teacher": teacher, "student": student, "student alone": alone}
-    outputs = {f"{name}/model": classifier for name, classifier in classifiers.items()}
+    outputs = {"data": data.stage} | {f"{name}/model": classifier for name, classifier in classifiers.items()}
     for name, classifier in classifiers.items():
         outputs[f"{name}/test"] = stage(
-            answer_part, f"measure the {name}", passes=sizes.test, classifier=classifier, data=data, part="test"
+            answer_part, f"measure the {name}", passes=sizes.test, classifier=classifier, data=data.stage, part="test"
         )
     return Plan(outputs, runtime)
 

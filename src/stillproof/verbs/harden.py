@@ -43,21 +43,19 @@ def plan(settings: HardenSettings, runtime: Runtime) -> Plan:
     from stillproof.core.classifiers import Model
     from stillproof.core.plan import Plan, stage
     from stillproof.core.plugins import build
-    from stillproof.core.sources import open_source
     from stillproof.core.spec import Spec
-    from stillproof.core.stages import answer_part, classifier_stage, load_data, part_sizes, training_stage
+    from stillproof.core.stages import answer_part, classifier_stage, data_stage, training_stage
     from stillproof.core.training import Recipe
 
     model, recipe, seed = Model(settings.model), Recipe(epochs=settings.epochs), settings.seed
     hardening = build("hardening", Spec.parse(settings.hardening))
-    source = open_source(settings.data)
-    sizes = part_sizes(source.facts(), settings.limit)
-    data = stage(load_data, "load the data", source=source, limit=settings.limit)
-    common: dict[str, Any] = {"data": data, "model": model, "recipe": recipe, "images": sizes.training}
+    data = data_stage(settings.data, settings.limit)
+    sizes = data.sizes
+    common: dict[str, Any] = {"data": data.stage, "model": model, "recipe": recipe, "images": sizes.training}
     before = classifier_stage("the model", seed=seed, **common)
-    hardened = hardening.stage(before, data, recipe=recipe, images=sizes.training, seed=seed)
+    hardened = hardening.stage(before, data.stage, recipe=recipe, images=sizes.training, seed=seed)
     classifiers = {"before": before, "hardened": hardened}
-    outputs = {f"{name}/model": classifier for name, classifier in classifiers.items()}
+    outputs = {"data": data.stage} | {f"{name}/model": classifier for name, classifier in classifiers.items()}
     if hardened is not before:
         for number in range(1, settings.retrainings + 1):
             classifiers[f"retrained {number}"] = training_stage("the model again", seed=seed + number, **common)
@@ -65,7 +63,7 @@ def plan(settings: HardenSettings, runtime: Runtime) -> Plan:
         for part, images in (("validation", sizes.validation), ("test", sizes.test)):
             if part == "validation" or not name.startswith("retrained"):
                 outputs[f"{name}/{part}"] = stage(
-                    answer_part, f"measure {name}", passes=images, classifier=classifier, data=data, part=part
+                    answer_part, f"measure {name}", passes=images, classifier=classifier, data=data.stage, part=part
                 )
     return Plan(outputs, runtime)
 

@@ -123,8 +123,7 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     from stillproof.core.classifiers import Model
     from stillproof.core.noise import derive
     from stillproof.core.plan import Plan, stage
-    from stillproof.core.sources import open_source
-    from stillproof.core.stages import answer_part, classifier_stage, load_data, part_sizes, training_stage
+    from stillproof.core.stages import answer_part, classifier_stage, data_stage, training_stage
     from stillproof.core.training import Recipe
     from stillproof.errors import InputError
     from stillproof.serving.oracle import Reveal
@@ -139,15 +138,14 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
             f"--thief-model {settings.thief_model} brings weights, and thieves start from fresh ones.",
             "Leave the weights out.",
         )
-    source = open_source(settings.data)
-    facts = source.facts()
-    sizes = part_sizes(facts, settings.limit)
+    loaded = data_stage(settings.data, settings.limit)
+    data, sizes, classes = loaded.stage, loaded.sizes, loaded.classes
     queries = Queries.parse(settings.queries)
-    asked, reveal = queries.total(facts.classes), Reveal.parse(settings.reveal)
+    asked, reveal = queries.total(classes), Reveal.parse(settings.reveal)
     outside = settings.queries_from == "outside"
     there = sizes.pool if outside else sizes.training
-    if not 2 * facts.classes <= asked <= there:
-        most = there // facts.classes
+    if not 2 * classes <= asked <= there:
+        most = there // classes
         advice = f"Ask for 2/class to {most}/class" if most >= 2 else "These are too few to steal with: use more images"
         raise InputError(
             f"{settings.queries} are {asked} queries, and there are {there} images to draw them from.",
@@ -156,7 +154,6 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
         )
     recipe = Recipe(epochs=settings.epochs)
     thief_recipe = Recipe(epochs=settings.thief_epochs, batch_size=50, learning_rate=0.1)
-    data = stage(load_data, "load the data", source=source, limit=settings.limit)
     victims: dict[str, Any] = {"data": data, "model": victim_model, "recipe": recipe, "images": sizes.training}
 
     def distilled(name: str, transfer: Stage, candidates: Sequence[Objective], seed: int) -> Stage:
@@ -172,7 +169,7 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
             settle, f"{name}: settle", passes=passes, attempts=attempts, data=data, objectives=candidates, **common
         )
 
-    outputs: dict[str, Stage] = {}
+    outputs: dict[str, Stage] = {"data": data}
     for number, seed in enumerate(who.seeds):
         victim = classifier_stage("the victim", seed=seed, **victims)
         served = {"victim": victim} | {

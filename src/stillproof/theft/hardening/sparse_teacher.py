@@ -138,7 +138,7 @@ def adversarial_twins(context: Context, victim: Artefact, data: Artefact, *, att
     training = carve(data).training
     classifier = classifier_of(victim, context)
     labels = training.known_labels()
-    twins = torch.empty_like(training.images)
+    twins = context.allocate(TWIN, tuple(training.images.shape))
     fooled, forwards, backwards = 0, 0, 0
     for rows in batches(len(training), attack.batch_size):
         found = attack(
