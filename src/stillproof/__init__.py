@@ -34,7 +34,7 @@ _PLACES = {
     "epd": "theft.hardening.sparse_teacher",
     "fit": "core.training",
     "kd_divergence": "core.distillation",
-    "normalised": "core.classifiers",
+    "normalised": "core.adapters",
     "open_source": "core.sources",
     "predict": "core.classifiers",
     "render_report": "runs.report",

@@ -8,19 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stillproof.core.classifiers import (
-    FromProbabilities,
-    Model,
-    admit,
-    look,
-    normalised,
-    predict,
-    reinitialise,
-    save_classifier,
-)
+from stillproof.core.adapters import FromProbabilities, normalised
+from stillproof.core.classifiers import Model, admit, look, predict, reinitialise
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.plugins import BUILT_IN
 from stillproof.core.runtime import Runtime
+from stillproof.core.weights import save_classifier
 from stillproof.errors import InputError
 
 
@@ -33,6 +26,7 @@ from stillproof.errors import InputError
     st.integers(1, 5),
 )
 def test_every_zoo_model_maps_images_to_logits(name: str, channels: int, size: int, classes: int, width: int) -> None:
+    width *= 3 if name == "vit" else 1  # a multiple of its heads
     model = Model(f"zoo:{name}?width={width}").build((channels, size, size), classes)
     facts = look(model, torch.rand(3, channels, size, size))
     assert (facts.classes, facts.finite, facts.outputs) == (classes, True, "logits")
@@ -49,7 +43,9 @@ def test_every_zoo_model_maps_images_to_logits(name: str, channels: int, size: i
         ("zoo:cnn?width=0", (3, 8, 8), "width=0"),
         ("zoo:resnet81", (3, 8, 8), "Did you mean 'resnet18'"),
         ("zoo:cnn?widht=3", (3, 8, 8), "Did you mean 'width'"),
-        ("timm:resnet18", (3, 8, 8), "no model"),
+        ("zoo:cnn?width=100000", (3, 8, 8), "Use 1 to 1024"),
+        ("zoo:vit?heads=5", (3, 8, 8), "multiple of the heads"),
+        ("timn:resnet18", (3, 8, 8), "cannot be loaded"),
         ("zoo:cnn?weights=nowhere.pt", (3, 8, 8), "no file nowhere.pt"),
     ],
 )

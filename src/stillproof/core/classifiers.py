@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from stillproof.core.files import write_atomically
+from stillproof.core.adapters import Answered, FromProbabilities, inner
 from stillproof.core.images import ImageSet, as_float, batches, check_range
+from stillproof.core.libraries import BUILDERS, brings_weights, is_library, library_identity
 from stillproof.core.noise import derive
 from stillproof.core.plugins import (
     build,
@@ -27,11 +25,10 @@ from stillproof.core.plugins import (
 )
 from stillproof.core.runtime import Runtime
 from stillproof.core.spec import Spec, file_digest, local_path
-from stillproof.core.zoo import Normalise
+from stillproof.core.weights import existing, load_weights, spec_of_file
 from stillproof.errors import InputError, nearest
 
 Outputs = Literal["logits", "probabilities", "log-probabilities"]
-SPEC_KEY, SHAPE_KEY, CLASSES_KEY = "stillproof.model", "stillproof.shape", "stillproof.classes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,18 +42,10 @@ class DoorFacts:
     differentiable: bool
 
 
-def normalised(model: nn.Module, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
-    """A classifier of images in [0, 1] from a model that takes normalised ones.
-
-    mean, std: per channel, in [0, 1] pixels, as the model was trained with.
-    """
-    return nn.Sequential(Normalise(tuple(mean), tuple(std)), model)
-
-
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model SPEC: `zoo:NAME`, `package.module:factory`, either with `weights=FILE`, or the path of a
-    .safetensors that Stillproof wrote (the file says which model it holds)."""
+    """A model SPEC: `zoo:NAME`, `package.module:factory`, `hf:`, `timm:` or `torchvision:NAME`, each with
+    `weights=FILE` or without, or the path of a .safetensors that Stillproof wrote (it says which model it holds)."""
 
     text: str
 
@@ -64,7 +53,7 @@ class Model:
     def is_trained(self) -> bool:
         """Whether it brings its own weights; without, it is trained first."""
         spec = Spec.parse(self.text)
-        return self._weights is not None or spec.runs_code
+        return self._weights is not None or spec.runs_code or (is_library(spec) and brings_weights(spec))
 
     @property
     def has_weights(self) -> bool:
@@ -77,7 +66,7 @@ class Model:
         spec = Spec.parse(self.text)
         if _is_weights(spec) and spec.options:
             raise InputError(f"{spec!s}: a file with weights takes no options.", "It says itself which model it holds.")
-        return (_spec_of_file(local_path(spec.name)) if _is_weights(spec) else spec).without("weights")
+        return (spec_of_file(local_path(spec.name)) if _is_weights(spec) else spec).without("weights")
 
     @property
     def _weights(self) -> Path | None:
@@ -86,9 +75,15 @@ class Model:
         return None if named is None else local_path(named)
 
     @property
+    def untrained(self) -> Model:
+        """The same architecture without weights."""
+        spec = self.architecture
+        return Model(str(spec.with_option("pretrained", "false") if is_library(spec) else spec))
+
+    @property
     def code(self) -> str | None:
-        """The SPEC, if building this model runs code of the user's."""
-        return str(self.architecture) if self.architecture.runs_code else None
+        """The SPEC, if building this model runs code of the user's, or reaches for another library's models."""
+        return self.untrained.text if self.architecture.runs_code or is_library(self.architecture) else None
 
     def identity(self) -> Mapping[str, str]:
         """JSON that changes whenever the classifier does: part of the keys of its stages.
@@ -98,11 +93,13 @@ class Model:
         if self.architecture.scheme == "zoo":
             name = self.architecture.name.removeprefix("zoo:")
             read_options(factory_of("model", name), self.architecture, ("channels", "size", "classes"))
-        elif not self.architecture.runs_code:
+        elif not self.architecture.runs_code and not is_library(self.architecture):
             raise _unknown(self.architecture)
         known = {"model": str(self.architecture)}
+        if is_library(self.architecture):
+            known |= library_identity(self.architecture)
         if self._weights is not None:
-            known["weights"] = file_digest(_existing(self._weights))
+            known["weights"] = file_digest(existing(self._weights))
         if self.architecture.runs_code:
             known["code"] = code_identity(self.architecture)
         return known
@@ -111,8 +108,16 @@ class Model:
         """The classifier, on the CPU, in eval mode. shape: (C, H, W) of its images. Raises InputError."""
         model = _construct(self.architecture, shape, classes)
         if self._weights is not None:
-            load_weights(model, self._weights)
+            load_weights(inner(model), self._weights)
         return model.eval()
+
+    def fresh(self, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+        """The architecture with fresh weights, drawn from the seed. Raises InputError."""
+        if not is_library(self.architecture):
+            return reinitialise(self.untrained.build(shape, classes), seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "initial weights"))
+            return self.untrained.build(shape, classes)
 
 
 def _is_weights(spec: Spec) -> bool:
@@ -123,7 +128,7 @@ def reinitialise(model: nn.Module, seed: int) -> nn.Module:
     """Fresh weights, drawn from the seed, in place. Raises InputError where a layer cannot be reset."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive(seed, "initial weights"))
-        for name, part in model.named_modules():
+        for name, part in inner(model).named_modules():
             if hasattr(part, "reset_parameters"):
                 part.reset_parameters()
             elif any(True for _ in part.parameters(recurse=False)):
@@ -145,88 +150,22 @@ def _construct(spec: Spec, shape: tuple[int, int, int], classes: int) -> nn.Modu
     elif spec.runs_code:
         given = {"channels": channels, "size": height, "classes": classes}
         made = call_with_options(user_code(spec), spec, **given)
+        if not isinstance(made, nn.Module):
+            raise InputError(f"{spec.name} returned {type(made).__name__}.", "A factory returns a torch.nn.Module.")
+        return Answered(made)
+    elif is_library(spec):
+        name = spec.name.removeprefix(f"{spec.scheme}:")
+        made = call_with_options(BUILDERS[spec.scheme], spec, name=name, channels=channels, classes=classes)
     else:
         raise _unknown(spec)
-    if not isinstance(made, nn.Module):
-        raise InputError(f"{spec.name} returned {type(made).__name__}.", "A factory returns a torch.nn.Module.")
-    return made
+    model: nn.Module = made
+    return model
 
 
 def _unknown(spec: Spec) -> InputError:
     zoo = [f"zoo:{name}" for name in table("model")]
-    return InputError(f"there is no model {spec.name!r}.", nearest(spec.name, [*zoo, "package.module:factory"]))
-
-
-def _existing(path: Path) -> Path:
-    if not path.is_file():
-        raise InputError(f"there is no file {path}.", "Check the path of the weights.")
-    return path
-
-
-def _spec_of_file(path: Path) -> Spec:
-    metadata = _metadata(path)
-    if SPEC_KEY not in metadata:
-        raise InputError(f"{path} does not say which model it holds.", f"Write zoo:NAME?weights={path}.")
-    spec = Spec.parse(metadata[SPEC_KEY]).without("weights")
-    if spec.scheme != "zoo":  # a file does not get to name code that runs
-        raise InputError(
-            f"{path} says that it holds {spec.name!r}, which is not a model of the zoo.",
-            f"If you trust it, write {spec.name}?weights={path}.",
-        )
-    return spec
-
-
-def _metadata(path: Path) -> dict[str, str]:
-    try:
-        with safetensors.safe_open(_existing(path), framework="pt") as file:
-            return dict(file.metadata() or {})
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{path} is not a readable safetensors file: {error}", "Is it truncated?") from None
-
-
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict (.safetensors; .pt and .pth only as plain tensors) into a model, strictly."""
-    _existing(path)
-    state: Mapping[str, Any]
-    if path.suffix == ".safetensors":
-        _metadata(path)
-        state = safetensors.torch.load_file(path)
-    else:
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged pickle can fail in any way
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise InputError(
-                f"{path} does not load as plain tensors: {reason}",
-                "It holds more than a state dict, or it is damaged; nothing in it was executed.\n"
-                "Save model.state_dict() alone, best with safetensors.",
-            ) from None
-    if not isinstance(state, Mapping) or not all(
-        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
-    ):
-        raise InputError(f"{path} holds no state dict.", "Save model.state_dict() alone.")
-    load_state(model, state, str(path))
-
-
-def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
-    """model.load_state_dict, strictly, with one clear InputError."""
-    try:
-        model.load_state_dict(dict(state), strict=True)
-    except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise InputError(
-            f"the weights in {where} do not fit the model: {' '.join(lines)}",
-            "Is it the same architecture, width, image size and number of classes?",
-        ) from None
-
-
-def save_classifier(
-    path: Path, state: Mapping[str, Tensor], *, spec: str, shape: tuple[int, ...], classes: Sequence[str]
-) -> None:
-    """Write weights as safetensors; the file says which model it holds, for what. Raises StoreError."""
-    metadata = {SPEC_KEY: spec, SHAPE_KEY: json.dumps(shape), CLASSES_KEY: json.dumps(list(classes))}
-    plain = {name: value.detach().contiguous().clone() for name, value in state.items()}
-    write_atomically(path, safetensors.torch.save(plain, metadata))
+    forms = [*zoo, "hf:NAME", "timm:NAME", "torchvision:NAME", "package.module:factory"]
+    return InputError(f"there is no model {spec.name!r}.", nearest(spec.name, forms))
 
 
 def predict(model: nn.Module, images: ImageSet, runtime: Runtime, *, batch_size: int = 512) -> Tensor:
@@ -288,19 +227,6 @@ def _kind_of_output(output: Tensor) -> Outputs:
     if bool((output <= 0).all()) and are_probabilities(output.exp()):
         return "log-probabilities"
     return "logits"
-
-
-class FromProbabilities(nn.Module):
-    """Logits for a model that returns probabilities: log p, which softmax turns back into p."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> log-probabilities, (N, K)."""
-        probabilities: Tensor = self.model(images)
-        return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 
 def admit(model: nn.Module, images: ImageSet, what: str) -> tuple[nn.Module, DoorFacts]:

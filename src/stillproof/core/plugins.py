@@ -28,8 +28,13 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "digits": "stillproof.core.sources.digits:Digits",
     },
     "model": {
-        "cnn": "stillproof.core.zoo:cnn",
-        "resnet18": "stillproof.core.zoo:resnet18",
+        "cnn": "stillproof.core.zoo.cnn:cnn",
+        "resnet18": "stillproof.core.zoo.resnet:resnet18",
+        "resnet50": "stillproof.core.zoo.resnet:resnet50",
+        "preresnet20": "stillproof.core.zoo.preresnet:preresnet20",
+        "preresnet32": "stillproof.core.zoo.preresnet:preresnet32",
+        "shufflenetv2": "stillproof.core.zoo.shufflenet:shufflenetv2",
+        "vit": "stillproof.core.zoo.vit:vit",
     },
     "thief": {
         "kd": "stillproof.theft.thieves.kd:KD",

@@ -47,6 +47,10 @@ class Spec:
         """The same SPEC with one option left out."""
         return Spec(self.name, MappingProxyType({k: v for k, v in self.options.items() if k != option}))
 
+    def with_option(self, option: str, value: str) -> Spec:
+        """The same SPEC with one option set."""
+        return Spec(self.name, MappingProxyType({**self.options, option: value}))
+
     @property
     def scheme(self) -> str:
         """What stands before the colon, if it is one of the known schemes; else ''."""

@@ -10,15 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from stillproof.core.classifiers import (
-    FromProbabilities,
-    Model,
-    admit,
-    load_state,
-    predict,
-    reinitialise,
-    save_classifier,
-)
+from stillproof.core.adapters import FromProbabilities, inner
+from stillproof.core.classifiers import Model, admit, predict
 from stillproof.core.distillation import TEACHER, CrossEntropy, Distillation, Objective, OnlineTeacher
 from stillproof.core.images import ImageSet, as_float, stratified
 from stillproof.core.measurement import Cost
@@ -26,6 +19,7 @@ from stillproof.core.plan import Context, Stage, job, stage
 from stillproof.core.sources import Facts, Source, Split, open_source
 from stillproof.core.store import Artefact
 from stillproof.core.training import Fit, Recipe, fit
+from stillproof.core.weights import load_state, save_classifier
 from stillproof.errors import InputError, StoreError
 
 TRAINING_SHARE, VALIDATION_SHARE, POOL_SHARE = 0.8, 0.1, 0.1
@@ -246,7 +240,7 @@ def train_fresh(
     validation: ImageSet | None = None,
 ) -> tuple[nn.Module, Fit]:
     """Fresh weights of the model's architecture, trained towards an objective within a stage."""
-    student = reinitialise(Model(str(model.architecture)).build(images.shape, len(images.classes)), seed)
+    student = model.fresh(images.shape, len(images.classes), seed)
     if model.architecture.runs_code:  # a user's model may return probabilities; objectives take logits
         student, _ = admit(student, images, model.text)
         if not student(as_float(images.images[:2])).requires_grad:
@@ -273,7 +267,7 @@ def trained_artefact(student: nn.Module, trained: Fit, model: Model, images: Ima
     """The artefact of a classifier that was trained here."""
     return classifier_artefact(
         student,
-        Model(str(model.architecture)),
+        model.untrained,
         images,
         loss=trained.loss,
         validation_accuracy=trained.validation_accuracy,
@@ -284,16 +278,14 @@ def trained_artefact(student: nn.Module, trained: Fit, model: Model, images: Ima
 
 def classifier_artefact(classifier: nn.Module, model: Model, images: ImageSet, *, cost: Cost, **more: Any) -> Artefact:
     """What a later stage needs to have the classifier again: its SPEC, its weights, what it is for."""
-    returns_probabilities = isinstance(classifier, FromProbabilities)
-    inner = classifier.model if isinstance(classifier, FromProbabilities) else classifier
     values = {
         "spec": str(model.architecture),
         "shape": list(images.shape),
         "classes": list(images.classes),
-        "outputs": "probabilities" if returns_probabilities else "logits",
+        "outputs": "probabilities" if isinstance(classifier, FromProbabilities) else "logits",
         **more,
     }
-    return Artefact(values, {STATE + name: value for name, value in inner.state_dict().items()}, cost)
+    return Artefact(values, {STATE + name: value for name, value in inner(classifier).state_dict().items()}, cost)
 
 
 def model_of(artefact: Artefact, context: Context) -> Model:
@@ -315,7 +307,7 @@ def classifier_of(artefact: Artefact, context: Context) -> nn.Module:
     values = artefact.values
     channels, height, width = values["shape"]
     model = model_of(artefact, context).build((channels, height, width), len(values["classes"]))
-    load_state(model, weights_of(artefact), values["spec"])
+    load_state(inner(model), weights_of(artefact), values["spec"])
     return FromProbabilities(model).eval() if values["outputs"] == "probabilities" else model
 
 

@@ -1,0 +1,93 @@
+"""Weights in files: read as plain tensors alone, strictly; written so that they say which model they are of."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from stillproof.core.files import write_atomically
+from stillproof.core.spec import Spec
+from stillproof.errors import InputError
+
+SPEC_KEY, SHAPE_KEY, CLASSES_KEY = "stillproof.model", "stillproof.shape", "stillproof.classes"
+
+
+def existing(path: Path) -> Path:
+    """The path of a file that is there. Raises InputError."""
+    if not path.is_file():
+        raise InputError(f"there is no file {path}.", "Check the path of the weights.")
+    return path
+
+
+def spec_of_file(path: Path) -> Spec:
+    """The model SPEC that a .safetensors says it holds. Raises InputError."""
+    metadata = _metadata(path)
+    if SPEC_KEY not in metadata:
+        raise InputError(f"{path} does not say which model it holds.", f"Write zoo:NAME?weights={path}.")
+    spec = Spec.parse(metadata[SPEC_KEY]).without("weights")
+    if spec.scheme != "zoo":  # a file does not get to name code that runs
+        raise InputError(
+            f"{path} says that it holds {spec.name!r}, which is not a model of the zoo.",
+            f"If you trust it, write {spec.name}?weights={path}.",
+        )
+    return spec
+
+
+def _metadata(path: Path) -> dict[str, str]:
+    try:
+        with safetensors.safe_open(existing(path), framework="pt") as file:
+            return dict(file.metadata() or {})
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{path} is not a readable safetensors file: {error}", "Is it truncated?") from None
+
+
+def load_weights(model: nn.Module, path: Path) -> None:
+    """Load a state dict (.safetensors; .pt and .pth only as plain tensors) into a model, strictly."""
+    existing(path)
+    state: Mapping[str, Any]
+    if path.suffix == ".safetensors":
+        _metadata(path)
+        state = safetensors.torch.load_file(path)
+    else:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # a damaged pickle can fail in any way
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise InputError(
+                f"{path} does not load as plain tensors: {reason}",
+                "It holds more than a state dict, or it is damaged; nothing in it was executed.\n"
+                "Save model.state_dict() alone, best with safetensors.",
+            ) from None
+    if not isinstance(state, Mapping) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
+    ):
+        raise InputError(f"{path} holds no state dict.", "Save model.state_dict() alone.")
+    load_state(model, state, str(path))
+
+
+def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
+    """model.load_state_dict, strictly, with one clear InputError."""
+    try:
+        model.load_state_dict(dict(state), strict=True)
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise InputError(
+            f"the weights in {where} do not fit the model: {' '.join(lines)}",
+            "Is it the same architecture, width, image size and number of classes?",
+        ) from None
+
+
+def save_classifier(
+    path: Path, state: Mapping[str, Tensor], *, spec: str, shape: tuple[int, ...], classes: Sequence[str]
+) -> None:
+    """Write weights as safetensors; the file says which model it holds, for what. Raises StoreError."""
+    metadata = {SPEC_KEY: spec, SHAPE_KEY: json.dumps(shape), CLASSES_KEY: json.dumps(list(classes))}
+    plain = {name: value.detach().contiguous().clone() for name, value in state.items()}
+    write_atomically(path, safetensors.torch.save(plain, metadata))

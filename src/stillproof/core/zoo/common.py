@@ -1,0 +1,53 @@
+"""What the zoo's architectures share: the normalisation at their front, and the images they were built for."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from stillproof.errors import InputError
+
+
+class Normalise(nn.Module):
+    """(x − mean) / std per channel, as the first layer of a classifier.
+
+    mean, std: per channel, in pixels of [0, 1].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not all(value > 0 for value in std):
+            raise InputError(f"mean {mean} and std {std} do not fit.", "Give one of each per channel, std above 0.")
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, C, H, W)."""
+        return (images - self.mean) / self.std
+
+
+def centred(channels: int) -> Normalise:
+    """[0, 1] -> [-2, 2]; what the data's own statistics would add, the first batch norm supplies."""
+    return Normalise((0.5,) * channels, (0.25,) * channels)
+
+
+def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Conv2d:
+    """A convolution without bias that keeps the size, or divides it by the stride."""
+    return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
+
+
+def check_shape(channels: int, size: int, width: int) -> None:
+    """Raise InputError for what the zoo was not built for."""
+    if channels not in (1, 3) or not 8 <= size <= 64:
+        raise InputError(
+            f"zoo models take 1 or 3 channels and 8×8 to 64×64 pixels, not {channels} and {size}×{size}.",
+            "Resize the images, or bring your own model with module:factory.",
+        )
+    if not 1 <= width <= MOST_WIDTH:
+        raise InputError(f"width={width} is not a width.", f"Use 1 to {MOST_WIDTH}.")
+
+
+MOST_WIDTH = 1024
