@@ -18,6 +18,7 @@ from stillproof.core.distillation import (
     kd_divergence,
 )
 from stillproof.core.noise import Noise
+from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
 
 
@@ -84,7 +85,7 @@ def test_an_online_teacher_is_asked_about_the_views_themselves() -> None:
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
     teacher = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(64, 4))
     views = batch()
-    online = OnlineTeacher(teacher, Distillation())
+    online = OnlineTeacher(teacher, Distillation(), Runtime())
     with torch.no_grad():
         cached = batch(teacher=teacher.eval()(views.images))
     assert torch.allclose(online(model, views), Distillation()(model, cached))

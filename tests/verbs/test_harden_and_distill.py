@@ -52,7 +52,12 @@ def test_a_model_that_returns_probabilities_is_hardened_as_one_that_returns_logi
 
 @pytest.mark.parametrize("label_mode", ["cached", "online"])
 def test_a_student_without_labels_follows_its_teacher(tmp_path: Path, label_mode: str) -> None:
-    given = {"teacher": "zoo:cnn?width=8", "student": "zoo:cnn?width=4", "alpha": 1.0, "label_mode": label_mode}
+    given = {
+        "teacher": "zoo:cnn?width=8",
+        "student": "zoo:cnn?width=4",
+        "objective": "kd?alpha=1",
+        "label_mode": label_mode,
+    }
     result = run("distill", tmp_path, epochs=25, **given)
     rows = {str(row[0]): row for row in result.tables[0].rows}
     assert rows["teacher"][2].value == 1.0  # type: ignore[union-attr]

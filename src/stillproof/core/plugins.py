@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from stillproof.core.spec import Spec, file_digest
 from stillproof.errors import InputError, StillproofError, nearest
 
-Kind = Literal["source", "model", "thief", "hardening"]
+Kind = Literal["source", "model", "objective", "thief", "hardening"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "source": {
@@ -35,6 +35,15 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "preresnet32": "stillproof.core.zoo.preresnet:preresnet32",
         "shufflenetv2": "stillproof.core.zoo.shufflenet:shufflenetv2",
         "vit": "stillproof.core.zoo.vit:vit",
+    },
+    "objective": {
+        "kd": "stillproof.core.distillation:Distillation",
+        "dkd": "stillproof.core.distillation:DKD",
+        "logit-std": "stillproof.core.distillation:StandardisedDistillation",
+        "fitnets": "stillproof.core.feature_distillation:FitNets",
+        "attention": "stillproof.core.feature_distillation:AttentionTransfer",
+        "rkd": "stillproof.core.feature_distillation:RKD",
+        "crd": "stillproof.core.feature_distillation:CRD",
     },
     "thief": {
         "kd": "stillproof.theft.thieves.kd:KD",

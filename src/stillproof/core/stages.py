@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from stillproof.core.adapters import FromProbabilities, inner
 from stillproof.core.classifiers import Model, admit, predict
-from stillproof.core.distillation import TEACHER, CrossEntropy, Distillation, Objective, OnlineTeacher
+from stillproof.core.distillation import TEACHER, CrossEntropy, Objective, OnlineTeacher
+from stillproof.core.feature_distillation import FeatureObjective
 from stillproof.core.images import ImageSet, as_float, stratified
 from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, Stage, job, stage
@@ -198,33 +200,45 @@ def classifier_stage(what: str, *, data: Stage, model: Model, recipe: Recipe, se
     return training_stage(what, data=data, model=model, recipe=recipe, seed=seed, images=images)
 
 
-@job(version=1)
+@job(version=2)
 def distil(
     context: Context,
     teacher: Artefact,
     data: Artefact,
     *,
     model: Model,
-    objective: Distillation,
+    objective: Objective | FeatureObjective,
     online: bool,
     recipe: Recipe,
     seed: int,
 ) -> Artefact:
-    """A student distilled on the training part: from answers on the plain images, or (online) on each view."""
+    """A student distilled on the training part: from answers on the plain images, or (online) on each view.
+
+    A teacher whose features are matched sees each view.
+    """
     parts = carve(data)
     master = classifier_of(teacher, context)
-    columns = {} if online else {TEACHER: predict(master, parts.training, context.runtime)}
-    goal: Objective = OnlineTeacher(master.to(context.runtime.device), objective) if online else objective
-    student, trained = train_fresh(
-        context,
-        parts.training,
-        goal,
-        model=model,
-        recipe=recipe,
-        seed=seed,
-        columns=columns,
-        validation=parts.validation,
-    )
+    student = fresh_student(parts.training, model, seed)
+    columns: dict[str, Tensor] = {}
+    with ExitStack() as attached:
+        goal: Objective
+        if isinstance(objective, FeatureObjective):
+            joined = objective.attach(student, master, parts.training, context.runtime, seed)
+            goal = attached.enter_context(joined)
+        elif online:
+            goal = OnlineTeacher(master, objective, context.runtime)
+        else:
+            goal, columns = objective, {TEACHER: predict(master, parts.training, context.runtime)}
+        trained = train(
+            context,
+            student,
+            parts.training,
+            goal,
+            recipe=recipe,
+            seed=seed,
+            columns=columns,
+            validation=parts.validation,
+        )
     return trained_artefact(student, trained, model, parts.training)
 
 
@@ -240,6 +254,22 @@ def train_fresh(
     validation: ImageSet | None = None,
 ) -> tuple[nn.Module, Fit]:
     """Fresh weights of the model's architecture, trained towards an objective within a stage."""
+    student = fresh_student(images, model, seed)
+    trained = train(
+        context,
+        student,
+        images,
+        objective,
+        recipe=recipe,
+        seed=seed,
+        columns=columns,
+        validation=validation,
+    )
+    return student, trained
+
+
+def fresh_student(images: ImageSet, model: Model, seed: int) -> nn.Module:
+    """Fresh weights of the model's architecture, drawn from the seed. Raises InputError if they cannot be trained."""
     student = model.fresh(images.shape, len(images.classes), seed)
     if model.architecture.runs_code:  # a user's model may return probabilities; objectives take logits
         student, _ = admit(student, images, model.text)
@@ -247,7 +277,22 @@ def train_fresh(
             raise InputError(
                 f"{model.text} cannot be trained: its output has no gradient.", "Remove detach() or no_grad()."
             )
-    trained = fit(
+    return student
+
+
+def train(
+    context: Context,
+    student: nn.Module,
+    images: ImageSet,
+    objective: Objective,
+    *,
+    recipe: Recipe,
+    seed: int,
+    columns: Mapping[str, Tensor] | None = None,
+    validation: ImageSet | None = None,
+) -> Fit:
+    """fit() as a stage runs it: with its runtime, its checkpoint and its watcher."""
+    return fit(
         student,
         objective,
         images,
@@ -260,7 +305,6 @@ def train_fresh(
         checkpoint_seconds=context.checkpoint_seconds,
         advance=context.advance,
     )
-    return student, trained
 
 
 def trained_artefact(student: nn.Module, trained: Fit, model: Model, images: ImageSet, **more: Any) -> Artefact:

@@ -24,10 +24,13 @@ class DistillSettings(VerbSettings):
 
     teacher: str = Field(..., description="Model SPEC of the teacher; without weights it is trained first.")
     student: str = Field(..., description="Model SPEC of the student.")
-    temperature: float = Field(4.0, gt=0, description="T of the distillation.")
-    alpha: float = Field(0.9, ge=0, le=1, description="Weight of the teacher; 1 uses no labels.")
+    objective: str = Field(
+        "kd",
+        description="Objective SPEC: kd?temperature=4&alpha=0.9, dkd, logit-std, fitnets, attention, rkd, crd.",
+    )
     label_mode: Literal["cached", "online"] = Field(
-        "cached", description="Teacher answers on the plain images, once, or on each augmented view."
+        "cached",
+        description="Teacher answers on the plain images, once, or on each augmented view (as features always are).",
     )
     epochs: int = Field(12, ge=1, description=f"Epochs of teacher and student. {BY_PROFILE}")
 
@@ -35,13 +38,17 @@ class DistillSettings(VerbSettings):
 def plan(settings: DistillSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Trains nothing. Raises InputError."""
     from stillproof.core.classifiers import Model
-    from stillproof.core.distillation import Distillation
+    from stillproof.core.feature_distillation import FeatureObjective
     from stillproof.core.noise import derive
     from stillproof.core.plan import Plan, stage
+    from stillproof.core.plugins import build
+    from stillproof.core.spec import Spec
     from stillproof.core.stages import answer_part, classifier_stage, data_stage, distil, training_stage
     from stillproof.core.training import Recipe
 
     recipe, seed = Recipe(epochs=settings.epochs), settings.seed
+    objective = build("objective", Spec.parse(settings.objective))
+    online = settings.label_mode == "online" or isinstance(objective, FeatureObjective)
     data = data_stage(settings.data, settings.limit)
     sizes = data.sizes
     common: dict[str, Any] = {"data": data.stage, "recipe": recipe, "seed": seed, "images": sizes.training}
@@ -51,12 +58,12 @@ def plan(settings: DistillSettings, runtime: Runtime) -> Plan:
     student = stage(
         distil,
         "distil the student",
-        passes=sizes.training * (4 if settings.label_mode == "online" else 3) * settings.epochs,
+        passes=sizes.training * (4 if online else 3) * settings.epochs,
         teacher=teacher,
         data=data.stage,
         model=Model(settings.student),
-        objective=Distillation(temperature=settings.temperature, alpha=settings.alpha),
-        online=settings.label_mode == "online",
+        objective=objective,
+        online=online,
         recipe=recipe,
         seed=learning,
     )
