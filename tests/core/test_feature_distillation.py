@@ -220,7 +220,7 @@ def test_a_student_of_logits_comes_close_to_its_teacher(
     columns = {TEACHER: predict(teacher, train, runtime)}
     fit(student, objective, train, recipe=recipe, runtime=runtime, seed=0, columns=columns)
     agreed = predict(student, test, runtime).argmax(1) == predict(teacher, test, runtime).argmax(1)
-    assert agreed.double().mean() > 0.9
+    assert agreed.double().mean() > 0.85
 
 
 def test_every_named_objective_can_be_built_and_says_what_it_is() -> None:

@@ -55,10 +55,9 @@ def test_a_student_without_labels_follows_its_teacher(tmp_path: Path, label_mode
     given = {
         "teacher": "zoo:cnn?width=8",
         "student": "zoo:cnn?width=4",
-        "objective": "kd?alpha=1",
         "label_mode": label_mode,
     }
-    result = run("distill", tmp_path, epochs=25, **given)
+    result = run("distill", tmp_path, epochs=25, objective="kd?alpha=1", **given)
     rows = {str(row[0]): row for row in result.tables[0].rows}
     assert rows["teacher"][2].value == 1.0  # type: ignore[union-attr]
     assert rows["student"][2].value > 0.6  # type: ignore[union-attr]
