@@ -5,15 +5,11 @@ Figures go to benchmarks/results/start_up.json.
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from stillproof.runs.environment import cpu_name, versions
-
-RESULTS = Path(__file__).parent / "results" / "start_up.json"
+from shared.record import record
 
 COMMANDS = {
     "bare interpreter": ["-c", "pass"],
@@ -37,10 +33,7 @@ def main() -> None:
     seconds = {name: round(fastest(arguments), 3) for name, arguments in COMMANDS.items()}
     bare = seconds["bare interpreter"]
     ratios = {name: round(value / bare, 1) for name, value in seconds.items()}
-    found = {"seconds": seconds, "ratio_to_bare": ratios, "cpu": cpu_name(), "packages": versions()}
-    print(json.dumps(found["seconds"], indent=1))
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    record("start_up", seconds=seconds, ratio_to_bare=ratios)
 
 
 if __name__ == "__main__":

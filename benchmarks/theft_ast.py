@@ -7,14 +7,10 @@ Figures go to benchmarks/results/theft_ast.json, the reports to runs/.
 
 from __future__ import annotations
 
-import json
-import os
 import sys
-from pathlib import Path
 
 import stillproof
-
-RESULTS = Path(__file__).parent / "results" / "theft_ast.json"
+from shared.record import cifar10, record, store_place
 
 SETTINGS = {
     "victim": "zoo:resnet18?width=16",
@@ -32,18 +28,15 @@ ORIGINS = {
 
 def main() -> None:
     """Run both and write what was found."""
-    data = os.environ.get("STILLPROOF_CIFAR10")
+    data = cifar10()
     if not data:
         sys.exit("left out: theft_ast needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
-    options = stillproof.RunOptions(store=os.environ.get("STILLPROOF_STORE"))
-    found = {}
+    options = stillproof.RunOptions(store=store_place())
     for origin, thieves in ORIGINS.items():
         result = stillproof.run("steal", options, data=data, thief=thieves, queries_from=origin, **SETTINGS)
-        found[origin] = result.model_dump(mode="json", exclude={"curves", "images"})
-        found[origin]["settings"]["data"] = "cifar10"
-        print(f"{origin}: {result.summary}")
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+        found = result.model_dump(mode="json", exclude={"curves", "images"})
+        found["settings"]["data"] = "cifar10"
+        record("theft_ast", **{origin: found})
 
 
 if __name__ == "__main__":

@@ -1,0 +1,42 @@
+"""Where a benchmark's figures go: benchmarks/results/NAME.json, with the machine and the versions beside them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from stillproof.core.runtime import Runtime, cores
+from stillproof.runs.environment import cpu_name, versions
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def record(name: str, **found: Any) -> None:
+    """Add figures to those of a benchmark, so that its parts can be run one by one."""
+    file = RESULTS / f"{name}.json"
+    before: Mapping[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    chosen = Runtime.choose()
+    machine = {
+        "cpu": cpu_name(),
+        "cores": cores(),
+        "device": chosen.device,
+        "precision": chosen.precision,
+        "packages": versions(),
+    }
+    RESULTS.mkdir(exist_ok=True)
+    content = {**before, **found, "machine": machine}
+    file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+    print(f"{name}: {', '.join(found)} recorded in {file.name}")
+
+
+def store_place() -> str:
+    """The store that benchmarks share (STILLPROOF_STORE, default runs/store)."""
+    return os.environ.get("STILLPROOF_STORE", "runs/store")
+
+
+def cifar10() -> str | None:
+    """The folder of CIFAR-10 as parquet, where the environment names one (STILLPROOF_CIFAR10)."""
+    return os.environ.get("STILLPROOF_CIFAR10")
