@@ -135,7 +135,11 @@ class _Loop:
         seed: int,
     ) -> None:
         self.fabric = _fabric(runtime)
-        self.objective, self.images, self.columns = objective, images, columns
+        self.objective, self.images = objective, images
+        device = self.fabric.device
+        self.pixels = _near(images.images, device)
+        self.labels = None if images.labels is None else _near(images.labels, device)
+        self.columns = {name: _near(column, device) for name, column in columns.items()}
         self.recipe, self.runtime, self.seed = recipe, runtime, seed
         self.augmentation = recipe.augmentation or augmentation_for(images)
         runtime.place(student)
@@ -189,12 +193,11 @@ class _Loop:
         self.epoch += 1
 
     def _batch(self, rows: Tensor, step: int) -> Batch:
-        device = self.fabric.device
-        index = rows.to(device)
+        index = rows.to(self.fabric.device)
         noise = Noise(derive(self.seed, "augmentation"), index, step)
-        labels = None if self.images.labels is None else self.images.labels[rows].to(device)
-        pixels = self.augmentation(self.images.images[rows].to(device), noise)
-        columns = {name: column[rows].to(device) for name, column in self.columns.items()}
+        labels = None if self.labels is None else _taken(self.labels, index)
+        pixels = self.augmentation(_taken(self.pixels, index), noise)
+        columns = {name: _taken(column, index) for name, column in self.columns.items()}
         return Batch(as_float(pixels), labels, index, columns, noise)
 
     def _look(self, losses: list[Tensor], last_step: int) -> None:
@@ -237,6 +240,18 @@ class _Loop:
             raise StoreError(f"the checkpoint {path} cannot be read: {reason}", "Delete it, then resume.") from None
         self.epoch, self.last_loss = int(state["epoch"]), float(state["last_loss"])
         self.forwards = int(state["forwards"])
+
+
+def _near(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor on the device, if it takes less than a quarter of what is free there; else where it is."""
+    if device.type == "cuda" and tensor.nbytes < torch.cuda.mem_get_info(device)[0] / 4:
+        return tensor.to(device)
+    return tensor
+
+
+def _taken(tensor: Tensor, rows: Tensor) -> Tensor:
+    """These rows, on the device of `rows`, wherever the tensor is."""
+    return tensor.index_select(0, rows.to(tensor.device)).to(rows.device)
 
 
 def _fabric(runtime: Runtime) -> Any:
