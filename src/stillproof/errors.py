@@ -43,6 +43,11 @@ class BudgetExceeded(StillproofError):  # noqa: N818
     """An oracle was asked for more answers than its budget allows; none of the batch was answered."""
 
 
+def reason(error: BaseException) -> str:
+    """The first line of what another library's error says; its type's name if it says nothing."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """A hint that names the closest known name, and all of them."""
     options = sorted(known)

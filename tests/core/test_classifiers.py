@@ -26,7 +26,7 @@ from stillproof.errors import InputError
     st.integers(1, 5),
 )
 def test_every_zoo_model_maps_images_to_logits(name: str, channels: int, size: int, classes: int, width: int) -> None:
-    width *= 3 if name == "vit" else 1  # a multiple of its heads
+    width *= {"vit": 3, "shufflenetv2": 2}.get(name, 1)  # a multiple of its heads, of its halves
     model = Model(f"zoo:{name}?width={width}").build((channels, size, size), classes)
     facts = look(model, torch.rand(3, channels, size, size))
     assert (facts.classes, facts.finite, facts.outputs) == (classes, True, "logits")
@@ -45,6 +45,7 @@ def test_every_zoo_model_maps_images_to_logits(name: str, channels: int, size: i
         ("zoo:cnn?widht=3", (3, 8, 8), "Did you mean 'width'"),
         ("zoo:cnn?width=100000", (3, 8, 8), "Use 1 to 1024"),
         ("zoo:vit?heads=5", (3, 8, 8), "multiple of the heads"),
+        ("zoo:shufflenetv2?width=115", (3, 8, 8), "even width"),
         ("timn:resnet18", (3, 8, 8), "cannot be loaded"),
         ("zoo:cnn?weights=nowhere.pt", (3, 8, 8), "no file nowhere.pt"),
     ],

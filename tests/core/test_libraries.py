@@ -125,3 +125,35 @@ def test_a_model_that_answers_with_an_object_is_taken_by_its_logits(toy: ImageSe
     assert isinstance(classifier, Answered)
     assert facts.outputs == "logits"
     assert list(inner(classifier).state_dict()) == ["linear.weight", "linear.bias"]
+
+
+def test_missing_weights_are_not_made_up(saved: Path) -> None:
+    import transformers
+
+    whole = transformers.ViTForImageClassification.from_pretrained(saved)
+    whole.vit.save_pretrained(saved)
+    with pytest.raises(InputError, match=r"lacks \d+ of its weights"):
+        Model(f"hf:{saved}").build((3, 16, 16), 3)
+
+
+def test_a_preprocessor_is_taken_at_its_word(saved: Path) -> None:
+    def prepared(**told: object) -> Prepared:
+        content = {"image_mean": MEAN, "image_std": STD, **told}
+        (saved / "preprocessor_config.json").write_text(json.dumps(content))
+        made = Model(f"hf:{saved}").build((3, 16, 16), 3)
+        assert isinstance(made, Prepared)
+        return made
+
+    images = torch.rand(2, 3, 16, 16)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (MEAN, STD))
+    assert prepared(do_normalize=False).normalise(images).allclose(images, atol=1e-6)
+    twice = prepared(rescale_factor=2 / 255).normalise(images)
+    assert twice.allclose((2 * images - mean) / std, atol=1e-5)
+
+
+def test_a_model_in_half_precision_is_computed_in_fp32(saved: Path) -> None:
+    import transformers
+
+    half = transformers.ViTForImageClassification.from_pretrained(saved).bfloat16()
+    half.save_pretrained(saved)
+    assert {p.dtype for p in Model(f"hf:{saved}").build((3, 16, 16), 3).parameters()} == {torch.float32}

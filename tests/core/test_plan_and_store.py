@@ -1,6 +1,8 @@
 """Plans and the store: keys, resuming, damage, remote stores."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -265,3 +267,40 @@ def test_a_large_tensor_travels_to_a_remote_store_and_back(tmp_path: Path, monke
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     loaded = Store("memory://large").load(plan.key(plan.outputs["large"]))
     assert loaded.tensors["images"].unique().tolist() == [7]
+
+
+def test_a_finished_artefact_stays_when_another_writer_of_it_is_killed(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.save("ab" * 16, Artefact({"by": "first"}, {"x": torch.zeros(3)}), {})
+    script = (
+        "import sys, torch; from stillproof.core.store import Artefact, Store\n"
+        "Store(sys.argv[1]).save('ab' * 16, Artefact({'by': 'second'}, {'x': torch.ones(3)}), {})\n"
+    )
+    for nth in (1, 2, 3):
+        surroundings = {**os.environ, "STILLPROOF_KILL_AT": f"artefact:{nth}"}
+        killed = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=surroundings, check=False)
+        assert killed.returncode == -signal.SIGKILL
+        assert store.load("ab" * 16).values == {"by": "first"}
+    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    assert store.load("ab" * 16).tensors["x"].tolist() == [0, 0, 0]
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_an_artefact_under_another_key_is_not_taken_for_it(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    store.save("ab" * 16, Artefact({"a": 1}), {})
+    (tmp_path / "artefacts" / ("ab" * 16)).rename(tmp_path / "artefacts" / ("cd" * 16))
+    with pytest.raises(StoreError, match="it is the artefact abab"):
+        store.load("cd" * 16)
+
+
+def test_what_could_not_be_handed_over_is_handed_over_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    store = Store("memory://late")
+    with monkeypatch.context() as broken:
+        broken.setattr(store._remote, "put_file", lambda *_: (_ for _ in ()).throw(OSError("no network")))
+        with pytest.raises(StoreError, match="no network"):
+            store.save("ab" * 16, Artefact({"a": 1}), {})
+    assert store.has("ab" * 16)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
+    assert Store("memory://late").load("ab" * 16).values == {"a": 1}

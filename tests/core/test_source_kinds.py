@@ -139,3 +139,43 @@ def test_floats_are_rounded_and_the_loss_is_told(tmp_path: Path) -> None:
     assert open_source(str(tmp_path / "exact.npz")).open().notes == ()
     (note,) = open_source(str(tmp_path / "finer.npz")).open().notes
     assert "no pixel changed by more than 0.00" in note
+
+
+def test_grey_is_made_of_colour_where_that_is_asked_for(folder: Path) -> None:
+    train, _ = open_source(f"{folder}?channels=1").load()
+    assert train.shape == (1, 9, 8)
+
+
+def test_a_folder_that_cannot_be_split_or_looked_into_is_named(tmp_path: Path) -> None:
+    write_folder(tmp_path, range(2))
+    with pytest.raises(InputError, match="too few images for a training and a test set"):
+        open_source(str(tmp_path)).facts()
+
+
+@pytest.mark.filterwarnings("default")
+def test_other_names_for_the_test_classes_are_an_error(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    saved = Path(save_dataset(tmp_path / "saved"))
+    both = datasets.load_from_disk(str(saved))
+    swapped = both["validation"].cast_column("kind", datasets.ClassLabel(names=["dog", "cat"]))
+    datasets.DatasetDict({"train": both["train"], "test": swapped}).save_to_disk(str(tmp_path / "other"))
+    with pytest.raises(InputError, match="name their classes differently"):
+        open_source(str(tmp_path / "other")).facts()
+
+
+@pytest.mark.filterwarnings("default")
+def test_pictures_outside_a_data_set_are_part_of_its_identity(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    write_folder(tmp_path / "pictures", range(20))
+    paths = sorted(str(path) for path in (tmp_path / "pictures").rglob("*.png"))
+    features = datasets.Features({"pic": datasets.Image(), "kind": datasets.ClassLabel(names=list(CLASSES))})
+    labels = [int("dog" in path) for path in paths]
+
+    def identity(name: str) -> object:
+        made = datasets.Dataset.from_dict({"pic": paths, "kind": labels}, features=features)
+        made.save_to_disk(str(tmp_path / name))
+        return open_source(str(tmp_path / name)).identity()
+
+    before = identity("before")
+    Image.fromarray(PIXELS[5]).save(paths[0])
+    assert identity("after") != before

@@ -83,6 +83,9 @@ def test_broken_rows_are_named(directory: Path) -> None:
     with pytest.raises(InputError, match=r"sizes differ: \(10, 8\) in the first, \(5, 8\) in .*row 3(.|\n)*\?size="):
         open_source(str(directory)).load()
     write_parquet(directory / "train.parquet", rows, [0, 1, 2], ["cat", "dog"])
+    with pytest.raises(InputError, match="name their classes differently: cat, dog and cat, </script>"):
+        open_source(str(directory)).load()
+    write_parquet(directory / "train.parquet", rows, [0, 1, 2], ["cat", "</script>"])
     with pytest.raises(InputError, match="out of range: 0 to 2"):
         open_source(str(directory)).load()
 

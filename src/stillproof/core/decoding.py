@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from stillproof.core.runtime import cores
-from stillproof.errors import InputError
+from stillproof.errors import InputError, reason
 
 Array = npt.NDArray[Any]
 Encoded = bytes | Path | None
@@ -27,6 +26,9 @@ Place = Callable[[int], str]
 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP")
 """What is decoded: raster formats alone (others, EPS for one, start other programs)."""
+
+MOST_SIDE = 4096
+"""The largest ?size= that pictures are scaled to."""
 
 MOST_PIXELS = 2**26
 """A picture of more is refused before its pixels are unpacked: some small files unpack to more than memory."""
@@ -37,11 +39,12 @@ class Decoder:
     """How pictures of one set become images of one shape.
 
     shape: (C, H, W) of every image; resize: scale the shorter side and crop the centre, instead of refusing
-    pictures of another size.
+    pictures of another size; mixed: make colour grey if C is 1, instead of refusing it.
     """
 
     shape: tuple[int, int, int]
     resize: bool
+    mixed: bool
 
     @classmethod
     def for_pictures_like(cls, first: Encoded, place: str, size: int = 0, channels: int = 0) -> Decoder:
@@ -49,14 +52,14 @@ class Decoder:
 
         size: scale to size×size; 0 keeps the size. channels: 1 or 3; 0 is 1 if the first picture is grey, else 3.
         """
-        if size < 0 or channels not in (0, 1, 3):
+        if not 0 <= size <= MOST_SIDE or channels not in (0, 1, 3):
             raise InputError(
-                f"size={size}, channels={channels} are no images.", "Give a size above 0, 1 or 3 channels."
+                f"size={size}, channels={channels} are no images.", f"Give a size of 1 to {MOST_SIDE}, 1 or 3 channels."
             )
         with _picture(first, place) as picture:
             width, height = (size, size) if size else picture.size
             grey = picture.mode in ("1", "L")
-        return cls((channels or (1 if grey else 3), height, width), bool(size))
+        return cls((channels or (1 if grey else 3), height, width), bool(size), bool(channels))
 
     def decode(self, pictures: Sequence[Encoded], place: Place) -> Tensor:
         """Decode in parallel: uint8, (n, C, H, W). Raises InputError, naming the picture."""
@@ -79,7 +82,7 @@ class Decoder:
                     f"image sizes differ: {(height, width)} in the first, {picture.size[::-1]} in {place}.",
                     "Resize the images to one size first, or add ?size=PIXELS to the SPEC.",
                 )
-            if channels == 1 and picture.mode not in ("1", "L"):
+            if channels == 1 and not self.mixed and picture.mode not in ("1", "L"):
                 raise InputError(
                     f"the first image is grey, and {place} is in colour ({picture.mode}).",
                     "Add ?channels=3 or ?channels=1 to the SPEC.",
@@ -106,13 +109,11 @@ def _picture(data: Encoded, place: str) -> Iterator[Image.Image]:
     except InputError:
         raise
     except Exception as error:  # a damaged image can fail in any way
-        raise InputError(f"an image cannot be decoded: {error} ({place}).", "Mend or remove it.") from None
+        raise InputError(f"an image cannot be decoded: {reason(error)} ({place}).", "Mend or remove it.") from None
 
 
 def _scaled(picture: Image.Image, size: int) -> Image.Image:
     """The shorter side scaled to `size`, the centre cut out; smoothed where it shrinks."""
-    ratio = size / min(picture.size)
-    width, height = (max(size, math.floor(side * ratio + 0.5)) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BILINEAR)
-    left, top = (width - size) // 2, (height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+    side = min(picture.size)
+    left, top = ((length - side) / 2 for length in picture.size)
+    return picture.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))

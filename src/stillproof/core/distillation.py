@@ -15,6 +15,9 @@ from stillproof.core.noise import Noise
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
 
+TEACHER = "teacher"
+"""The column that holds a teacher's logits (or log-probabilities: softmax cannot tell), (N, K)."""
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -31,6 +34,17 @@ class Batch:
     noise: Noise
     """Randomness of these rows at this step."""
 
+    def teacher_logits(self, classes: int) -> Tensor:
+        """The column `teacher`, (n, K). Raises InputError if there is none, or it is not of so many classes."""
+        found = self.columns.get(TEACHER)
+        if found is None or found.ndim != 2 or found.shape[1] != classes:
+            has = "no such column" if found is None else f"one of shape {tuple(found.shape)}"
+            raise InputError(
+                f"the teacher's logits, (n, {classes}), are needed as the column {TEACHER!r}: there is {has}.",
+                "Give fit(columns={'teacher': predict(teacher, images, runtime)}).",
+            )
+        return found
+
     def known_labels(self) -> Tensor:
         """The labels. Raises InputError if there are none."""
         if self.labels is None:
@@ -43,10 +57,6 @@ class Objective(Protocol):
 
     def __call__(self, student: nn.Module, batch: Batch, /) -> Tensor:
         """The loss of a batch, a scalar."""
-
-
-TEACHER = "teacher"
-"""The column that holds a teacher's logits (or log-probabilities: softmax cannot tell), (N, K)."""
 
 
 def kd_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -92,7 +102,7 @@ class Distillation:
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
         output = student(batch.images)
-        loss = self.alpha * kd_divergence(output, batch.columns[TEACHER], self.temperature)
+        loss = self.alpha * kd_divergence(output, batch.teacher_logits(output.shape[1]), self.temperature)
         if self.alpha < 1:
             loss = loss + (1 - self.alpha) * F.cross_entropy(output, batch.known_labels())
         return loss
@@ -142,7 +152,7 @@ class DKD:
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
         output, labels = student(batch.images), batch.known_labels()
-        binary, among = dkd_divergences(output, batch.columns[TEACHER], labels, self.temperature)
+        binary, among = dkd_divergences(output, batch.teacher_logits(output.shape[1]), labels, self.temperature)
         return F.cross_entropy(output, labels) + self.alpha * binary + self.beta * among
 
     def __str__(self) -> str:
@@ -150,8 +160,11 @@ class DKD:
 
 
 def standardised(logits: Tensor) -> Tensor:
-    """Each row less its mean, over its standard deviation. logits: (N, K)."""
-    return (logits - logits.mean(dim=1, keepdim=True)) / (logits.std(dim=1, keepdim=True) + 1e-7)
+    """Each row less its mean, over its standard deviation, or over .01 if that is larger. logits: (N, K).
+
+    The reference code adds 1e-7 instead: with logits that begin as equal the gradient is then ten million.
+    """
+    return (logits - logits.mean(dim=1, keepdim=True)) / logits.std(dim=1, keepdim=True).clamp(min=0.01)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,7 +188,11 @@ class StandardisedDistillation:
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
         output = student(batch.images)
-        taught = standardised(batch.columns[TEACHER])
+        if output.shape[1] < 3:
+            raise InputError(
+                "logit standardisation says nothing of two classes: their z-scores are always ±0.7.", "Use kd."
+            )
+        taught = standardised(batch.teacher_logits(output.shape[1]))
         loss = self.weight * kd_divergence(standardised(output), taught, self.temperature)
         if self.label_weight > 0:
             loss = loss + self.label_weight * F.cross_entropy(output, batch.known_labels())
@@ -192,8 +209,9 @@ class TeacherLabel:
     label_smoothing: float = 0.0
 
     def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
-        target = batch.columns[TEACHER].argmax(dim=1)
-        return F.cross_entropy(student(batch.images), target, label_smoothing=self.label_smoothing)
+        output = student(batch.images)
+        target = batch.teacher_logits(output.shape[1]).argmax(dim=1)
+        return F.cross_entropy(output, target, label_smoothing=self.label_smoothing)
 
     def __str__(self) -> str:
         return f"smoothing {self.label_smoothing:g}"

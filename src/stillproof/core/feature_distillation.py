@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from stillproof.core.adapters import inner
 from stillproof.core.distillation import Batch
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.noise import Noise, derive
@@ -27,6 +28,9 @@ from stillproof.errors import InputError
 
 Form = Literal["map", "vector"]
 """Features with places, (n, C, H, W); or one vector an image, (n, D)."""
+
+COINCIDENT = 1e-3
+"""Rows nearer to each other than this share of the usual distance have no direction between them."""
 
 
 def attention_maps(features: Tensor) -> Tensor:
@@ -39,9 +43,14 @@ def attention_transfer(student: Tensor, teacher: Tensor) -> Tensor:
 
     Source: Zagoruyko & Komodakis 2017, arXiv 1612.03928.
     """
-    side = min(student.shape[-1], teacher.shape[-1])
-    maps = [attention_maps(F.adaptive_avg_pool2d(features, side)) for features in (student, teacher)]
-    return (maps[0] - maps[1]).pow(2).mean()
+    first, second = (attention_maps(features) for features in same_size(student, teacher))
+    return (first - second).pow(2).mean()
+
+
+def same_size(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Two feature maps, (n, C, H, W), averaged down to the smaller height and the smaller width."""
+    height, width = (min(first.shape[axis], second.shape[axis]) for axis in (2, 3))
+    return F.adaptive_avg_pool2d(first, (height, width)), F.adaptive_avg_pool2d(second, (height, width))
 
 
 def distances(features: Tensor) -> Tensor:
@@ -49,12 +58,19 @@ def distances(features: Tensor) -> Tensor:
     squares = features.pow(2).sum(dim=1)
     between = (squares[:, None] + squares[None] - 2 * features @ features.T).clamp(min=1e-12).sqrt()
     between = between * (1 - torch.eye(len(features), device=features.device))
-    return between / between[between > 0].mean()
+    mean = between.sum() / (between > 0).sum().clamp(min=1)
+    return between / mean.clamp(min=1e-12)
 
 
 def angles(features: Tensor) -> Tensor:
-    """Cosines of the angles of all triples of rows, (n, n, n). features: (n, D)."""
-    towards = F.normalize(features[None] - features[:, None], dim=2)
+    """Cosines of the angles of all triples of rows, (n, n, n); 0 where two rows as good as coincide. features: (n, D).
+
+    The reference code divides by a length of near 0 there, and its gradient explodes.
+    """
+    between = features[None] - features[:, None]
+    squares = between.pow(2).sum(dim=2, keepdim=True)
+    apart = squares > COINCIDENT**2 * squares.mean()
+    towards = torch.where(apart, between / torch.where(apart, squares, 1.0).sqrt(), 0.0)
     return towards @ towards.transpose(1, 2)
 
 
@@ -68,15 +84,16 @@ def relational(student: Tensor, teacher: Tensor, distance_weight: float, angle_w
     return distance_weight * far + angle_weight * turned
 
 
-def contrast(scores: Tensor, negatives: int, n: int) -> Tensor:
-    """NCE: the loss of telling the positive (column 0) from the negatives. scores: (b, 1 + negatives), above 0.
+def contrast(log_scores: Tensor, n: int) -> Tensor:
+    """NCE: the loss of telling the positive (column 0) from the m negatives. log_scores: (b, 1 + m).
 
+    With s = exp(log_scores) and the noise m/n: −log s₀/(s₀ + m/n) − Σ log (m/n)/(sᵢ + m/n), mean over the batch.
     n: the images in all, each as likely as any to be drawn. Source: Tian et al. 2020, arXiv 1910.10699, eq. 18.
     """
-    noise = negatives / n
-    positive = scores[:, 0] / (scores[:, 0] + noise + 1e-7)
-    negative = noise / (scores[:, 1:] + noise + 1e-7)
-    return -(positive.log().sum() + negative.log().sum()) / len(scores)
+    log_noise = math.log((log_scores.shape[1] - 1) / n)
+    positive = F.softplus(log_noise - log_scores[:, 0])
+    negative = F.softplus(log_scores[:, 1:] - log_noise)
+    return (positive.sum() + negative.sum()) / len(log_scores)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +103,8 @@ class FeatureObjective(ABC):
     weight: float
     """Of the loss; the cross-entropy has 1."""
     student_layer: str = ""
-    """Names of modules, joined by commas; empty: the last one with features of the form that is needed."""
+    """Names of modules, joined by commas. Empty: the last feature map; or the vector that the last linear layer, the
+    one whose output are the logits, reads."""
     teacher_layer: str = ""
 
     def __post_init__(self) -> None:
@@ -112,21 +130,19 @@ class FeatureObjective(ABC):
     ) -> Iterator[Attached]:
         """The objective of this student and this teacher, on these images. Raises InputError for unknown layers."""
         probe = as_float(images.images[: min(len(images), 4)])
-        watched = [
-            [Watched(model, layer, self.form, probe, who) for layer in layers.split(",")]
-            for model, layers, who in (
-                (student, self.student_layer, "student_layer"),
-                (teacher, self.teacher_layer, "teacher_layer"),
-            )
-        ]
-        try:
+        with ExitStack() as watching:
+
+            def watched(model: nn.Module, layers: str, who: str) -> list[Watched]:
+                return [
+                    watching.enter_context(Watched(model, layer, self.form, probe, who)) for layer in layers.split(",")
+                ]
+
+            seen = watched(student, self.student_layer, "student_layer")
+            taught = watched(teacher, self.teacher_layer, "teacher_layer")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive(seed, "feature distillation"))
-                losses = [self.loss(a.first, b.first, len(images)) for a, b in zip(*watched, strict=True)]
-            yield Attached(teacher, losses, watched[0], watched[1], self.weight, runtime)
-        finally:
-            for layer in (*watched[0], *watched[1]):
-                layer.remove()
+                losses = [self.loss(a.first, b.first, len(images)) for a, b in zip(seen, taught, strict=True)]
+            yield Attached(teacher, losses, seen, taught, self.weight, runtime)
 
     def __str__(self) -> str:
         return f"{type(self).__name__}, weight {self.weight:g}"
@@ -140,17 +156,20 @@ class FeatureLoss(nn.Module, ABC):
 
 
 class Watched:
-    """A layer whose latest output is kept while the model runs."""
+    """A layer whose latest features are kept while the model runs, until the context is left.
+
+    Names are those of the model within its adapters. What is kept is a copy: a later layer may work in place.
+    """
 
     def __init__(self, model: nn.Module, name: str, form: Form, probe: Tensor, who: str) -> None:
         self._form = form
-        outputs = outputs_by_layer(model, probe)
-        fitting = {layer: found for layer, output in outputs.items() if (found := _as_form(output, form)) is not None}
-        if not name and form == "vector":  # what the last linear layer reads is no longer logits
-            linear = [layer for layer in outputs if isinstance(model.get_submodule(layer), nn.Linear)]
-            before = list(outputs)[: list(outputs).index(linear[-1])] if linear else list(outputs)
-            fitting = {layer: found for layer, found in fitting.items() if layer in before}
-        chosen = name or (list(fitting)[-1] if fitting else "")
+        passes, logits = passes_by_layer(model, probe)
+        fitting = {layer: found for layer, made in passes.items() if (found := _as_form(made.output, form)) is not None}
+        head = _head(passes, logits, inner(model)) if form == "vector" and not name else ""
+        chosen = name or head or (_last_map(fitting, passes) if form == "map" else "")
+        self._read_input = bool(head)
+        if head:
+            fitting[head] = passes[head].first_input.flatten(1)
         if chosen not in fitting:
             listed = "\n".join(f"{layer}: {'×'.join(map(str, found.shape[1:]))}" for layer, found in fitting.items())
             wanted = "a feature map, (n, C, H, W)" if form == "map" else "one vector an image, (n, D)"
@@ -160,10 +179,18 @@ class Watched:
             )
         self.first = fitting[chosen]
         self._latest: Tensor | None = None
-        self._hook = model.get_submodule(chosen).register_forward_hook(self._keep)
+        self._layer = inner(model).get_submodule(chosen)
 
-    def _keep(self, _module: nn.Module, _inputs: object, output: object) -> None:
-        self._latest = _as_form(output, self._form)
+    def __enter__(self) -> Self:
+        self._hook = self._layer.register_forward_hook(self._keep)
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._hook.remove()
+
+    def _keep(self, _module: nn.Module, inputs: tuple[Tensor, ...], output: object) -> None:
+        found = inputs[0].flatten(1) if self._read_input else _as_form(output, self._form)
+        self._latest = None if found is None else found.clone()
 
     def take(self) -> Tensor:
         """The features of the last pass, float32."""
@@ -172,40 +199,78 @@ class Watched:
         latest, self._latest = self._latest.float(), None
         return latest
 
-    def remove(self) -> None:
-        """Stop watching."""
-        self._hook.remove()
+
+class Pass(NamedTuple):
+    """What went through a layer."""
+
+    first_input: Tensor
+    output: object
 
 
-def outputs_by_layer(model: nn.Module, images: Tensor) -> dict[str, object]:
-    """What each named module returns for these images, in the order in which they finish; eval mode, no gradient."""
-    found: dict[str, object] = {}
-    hooks = [
-        part.register_forward_hook(lambda _m, _i, output, name=name: found.__setitem__(name, output))
-        for name, part in model.named_modules()
-        if name
-    ]
-    training = model.training
+def passes_by_layer(model: nn.Module, images: Tensor) -> tuple[dict[str, Pass], Tensor]:
+    """What goes through each named module for these images, in the order in which they finish last; and the logits.
+
+    Eval mode, without gradient.
+    """
+    found: dict[str, Pass] = {}
+
+    def keep(name: str, inputs: tuple[object, ...], output: object) -> None:
+        found.pop(name, None)  # a layer that runs twice stands where it ran last
+        first = inputs[0] if inputs and isinstance(inputs[0], Tensor) else torch.empty(0)
+        found[name] = Pass(first.clone(), output.clone() if isinstance(output, Tensor) else output)
+
+    def hook(name: str) -> Callable[[nn.Module, tuple[object, ...], object], None]:
+        return lambda _module, inputs, output: keep(name, inputs, output)
+
+    hooks = [part.register_forward_hook(hook(name)) for name, part in inner(model).named_modules() if name]
+    training = {part: part.training for part in model.modules()}
     try:
         with torch.no_grad():
-            model.eval()(images.to(next(model.parameters()).device))
+            logits: Tensor = model.eval()(images.to(next(model.parameters(), images).device))
     finally:
-        model.train(training)
-        for hook in hooks:
-            hook.remove()
-    return found
+        for part, was_training in training.items():
+            part.training = was_training
+        for registered in hooks:
+            registered.remove()
+    return found, logits
 
 
 def _as_form(output: object, form: Form) -> Tensor | None:
-    """The output in the form that is needed, or None if it has another. Tokens, (n, L, D), are a map if L is square."""
+    """The output in the form that is needed, or None if it has another.
+
+    Tokens, (n, L, D), are a map if L is a square, or one more (the first is then the class token).
+    """
     if not isinstance(output, Tensor) or not output.is_floating_point():
         return None
     if form == "vector":
         return output if output.ndim == 2 else None
-    if output.ndim == 3 and math.isqrt(output.shape[1]) ** 2 == output.shape[1]:
+    if output.ndim == 3 and output.shape[2] > 1:
         n, length, width = output.shape
-        return output.transpose(1, 2).reshape(n, width, math.isqrt(length), math.isqrt(length))
-    return output if output.ndim == 4 and output.shape[-1] > 1 else None
+        if math.isqrt(length) ** 2 != length and math.isqrt(length - 1) ** 2 == length - 1:
+            output, length = output[:, 1:], length - 1
+        side = math.isqrt(length)
+        return output.transpose(1, 2).reshape(n, width, side, side) if side > 1 and side**2 == length else None
+    return output if output.ndim == 4 and min(output.shape[2:]) > 1 else None
+
+
+def _head(passes: Mapping[str, Pass], logits: Tensor, model: nn.Module) -> str:
+    """The linear layer whose output are the logits, or "" if there is none."""
+    for layer, made in reversed(list(passes.items())):
+        output = made.output if isinstance(model.get_submodule(layer), nn.Linear) else None
+        if isinstance(output, Tensor) and output.shape == logits.shape and torch.equal(output, logits):
+            return layer
+    return ""
+
+
+def _last_map(fitting: Mapping[str, Tensor], passes: Mapping[str, Pass]) -> str:
+    """The last layer with a feature map that is not inside one whose own output is something else."""
+
+    def is_inside(layer: str) -> bool:
+        parts = layer.split(".")
+        above = [".".join(parts[:depth]) for depth in range(1, len(parts))]
+        return any(n in passes and isinstance(passes[n].output, Tensor) and n not in fitting for n in above)
+
+    return next((layer for layer in reversed(list(fitting)) if not is_inside(layer)), "")
 
 
 class Attached(nn.Module):
@@ -221,7 +286,7 @@ class Attached(nn.Module):
         runtime: Runtime,
     ) -> None:
         super().__init__()
-        self.teacher = teacher.eval().requires_grad_(False)
+        self._teacher = (runtime.place(teacher.eval().requires_grad_(False)),)  # no part of what is trained and saved
         self.losses = nn.ModuleList(losses)
         self._layers = (student_layers, teacher_layers)
         self._weight, self._runtime = weight, runtime
@@ -229,7 +294,7 @@ class Attached(nn.Module):
     def forward(self, student: nn.Module, batch: Batch) -> Tensor:
         """The loss of a batch."""
         with torch.no_grad(), self._runtime.autocast():
-            self.teacher(batch.images)
+            self._teacher[0](batch.images)
         total = F.cross_entropy(student(batch.images), batch.known_labels())
         for loss, seen, taught in zip(self.losses, *self._layers, strict=True):
             total = total + self._weight * loss(seen.take(), taught.take(), batch)
@@ -251,19 +316,19 @@ class FitNets(FeatureObjective):
 
     @override
     def loss(self, student: Tensor, teacher: Tensor, images: int) -> FeatureLoss:
-        return _Hint(student.shape[1], teacher.shape[1])
+        return _Hint(student.shape[1], teacher.shape[1], rectified=bool((teacher >= 0).all()))
 
 
 class _Hint(FeatureLoss):
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, rectified: bool) -> None:
         super().__init__()
-        self.regressor = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU())
+        last = nn.ReLU() if rectified else nn.Identity()
+        self.regressor = nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs), last)
 
     @override
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
-        side = min(student.shape[-1], teacher.shape[-1])
-        guess = self.regressor(F.adaptive_avg_pool2d(student, side))
-        return F.mse_loss(guess, F.adaptive_avg_pool2d(teacher, side))
+        seen, taught = same_size(student, teacher)
+        return F.mse_loss(self.regressor(seen), taught)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -294,6 +359,14 @@ class RKD(FeatureObjective):
     weight: float = 1.0
     distance_weight: float = 25.0
     angle_weight: float = 50.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distance_weight < 0 or self.angle_weight < 0:
+            raise InputError(
+                f"distance_weight={self.distance_weight:g}, angle_weight={self.angle_weight:g} are no weights.",
+                "They are 0 or more.",
+            )
 
     @property
     def form(self) -> Form:
@@ -350,7 +423,8 @@ class CRD(FeatureObjective):
 
 class _Contrast(FeatureLoss):
     memories: Tensor
-    scales: Tensor
+    log_scales: Tensor
+    begun: Tensor
 
     def __init__(self, settings: CRD, student: int, teacher: int, images: int) -> None:
         super().__init__()
@@ -358,8 +432,9 @@ class _Contrast(FeatureLoss):
         self.embed = nn.ModuleList([nn.Linear(student, settings.width), nn.Linear(teacher, settings.width)])
         bound = 1 / math.sqrt(settings.width / 3)
         self.register_buffer("memories", torch.empty(2, images, settings.width).uniform_(-bound, bound))
-        self.register_buffer("scales", torch.zeros(2))
-        """Normalisation constants, set by the first batch."""
+        self.register_buffer("log_scales", torch.zeros(2))
+        """Logarithms of the normalisation constants, set by the first batch."""
+        self.register_buffer("begun", torch.zeros((), dtype=torch.bool))
 
     @override
     def forward(self, student: Tensor, teacher: Tensor, batch: Batch) -> Tensor:
@@ -371,12 +446,12 @@ class _Contrast(FeatureLoss):
         for side in (0, 1):
             remembered = self.memories[1 - side]
             positive = (embedded[side] * remembered[batch.index]).sum(dim=1, keepdim=True)
-            scores = torch.cat([positive, embedded[side] @ remembered[others].T], dim=1)
-            likelihood = (scores / self.settings.temperature).exp()
-            first = likelihood.detach().mean() * self.images
-            self.scales[side] = torch.where(self.scales[side] == 0, first, self.scales[side])
-            total = total + contrast(likelihood / self.scales[side].clone(), len(others), self.images)
+            scores = torch.cat([positive, embedded[side] @ remembered[others].T], dim=1) / self.settings.temperature
+            first = scores.detach().flatten().logsumexp(dim=0) + math.log(self.images / scores.numel())
+            self.log_scales[side] = torch.where(self.begun, self.log_scales[side], first)
+            total = total + contrast(scores - self.log_scales[side].clone(), self.images)
         with torch.no_grad():
+            self.begun.fill_(True)
             for memory, latest in zip(self.memories, embedded, strict=True):
                 kept = self.settings.momentum
                 memory[batch.index] = F.normalize(kept * memory[batch.index] + (1 - kept) * latest)

@@ -1,14 +1,19 @@
-"""Writing files so that they are there whole or not at all."""
+"""Writing files and folders so that they are there whole or not at all."""
 
 from __future__ import annotations
 
+import fcntl
 import os
-import platform
-from contextlib import suppress
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from stillproof.core import faults
 from stillproof.errors import StoreError
+
+SUFFIX = ".partial"
 
 
 def write_atomically(path: Path, content: bytes, *, fault: str = "") -> None:
@@ -16,58 +21,81 @@ def write_atomically(path: Path, content: bytes, *, fault: str = "") -> None:
 
     fault: the kill point that stands in the middle of the writing (core.faults).
     """
-    partial = partial_of(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sweep(path)
-        with partial.open("wb") as stream:
-            stream.write(content[: len(content) // 2])
-            stream.flush()
-            if fault:
-                faults.kill_point(fault)
-            stream.write(content[len(content) // 2 :])
-            stream.flush()
-            os.fsync(stream.fileno())
-        partial.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            partial.unlink(missing_ok=True)
+        with private(path) as partial:
+            with partial.open("wb") as stream:
+                stream.write(content[: len(content) // 2])
+                stream.flush()
+                if fault:
+                    faults.kill_point(fault)
+                stream.write(content[len(content) // 2 :])
+                stream.flush()
+                os.fsync(stream.fileno())
+            partial.replace(path)
+    except (OSError, ValueError) as error:  # ValueError: a name that no file can have
         raise unwritable(path, error) from None
 
 
-def unwritable(path: Path, error: OSError) -> StoreError:
+@contextmanager
+def private(path: Path, *, folder: bool = False) -> Iterator[Path]:
+    """A new file or folder beside `path` that nobody else writes to, for what is to be moved there when it is whole.
+
+    What was not moved is removed when the context is left. A process that is killed leaves it behind, but not its
+    lock, so the next writer of the same path removes it. Raises OSError.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(path)
+    partial, handle = _claimed(path, folder)
+    while not partial.exists():  # swept by another between its making and its lock
+        os.close(handle)
+        partial, handle = _claimed(path, folder)
+    try:
+        yield partial
+    finally:
+        with suppress(OSError):
+            _remove(partial)
+        os.close(handle)
+
+
+def _claimed(path: Path, folder: bool) -> tuple[Path, int]:
+    partial = path.with_name(f"{_head(path)}{secrets.token_hex(6)}{SUFFIX}")
+    if folder:
+        partial.mkdir()
+        handle = os.open(partial, os.O_RDONLY)
+    else:
+        handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+    with suppress(OSError):  # some file systems cannot lock; then nothing is swept there either
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    return partial, handle
+
+
+def unwritable(path: Path, error: Exception) -> StoreError:
     """What a user is told where a file cannot be written."""
     return StoreError(
-        f"{path} cannot be written: {error.strerror or error}.",
+        f"{path} cannot be written: {getattr(error, 'strerror', None) or error}.",
         "Free some space or name another place (--store, --runs), then resume.",
     )
 
 
-def partial_of(path: Path) -> Path:
-    """Where this process writes a file until it is whole."""
-    return path.with_name(f"{_head_of(path)}{os.getpid()}.partial")
+def _head(path: Path) -> str:
+    return f".{path.name}."
 
 
-def _head_of(path: Path) -> str:
-    return f".{path.name}.{platform.node()}-"
-
-
-def sweep(path: Path) -> None:
-    """Remove what writers of this file left behind who were killed on this host."""
-    head, tail = _head_of(path), ".partial"
+def _sweep(path: Path) -> None:
+    """Remove what writers of this path left behind who were killed: what nobody has a lock on."""
     for left in path.parent.iterdir():
-        if not (left.name.startswith(head) and left.name.endswith(tail)):
-            continue
-        writer = left.name[len(head) : -len(tail)]
-        if writer.isdecimal() and not _is_running(int(writer)):
-            left.unlink(missing_ok=True)
+        if left.name.startswith(_head(path)) and left.name.endswith(SUFFIX):
+            with suppress(OSError):
+                handle = os.open(left, os.O_RDONLY)
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    _remove(left)
+                finally:
+                    os.close(handle)
 
 
-def _is_running(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

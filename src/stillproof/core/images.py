@@ -40,8 +40,10 @@ class ImageSet:
                 f"the images of {self.name!r} have {images.shape[1]} channels (shape {tuple(images.shape)}).",
                 "Give 1 or 3 channels, in the order (N, C, H, W); (N, H, W, C) must be transposed.",
             )
-        if len(images) == 0:
-            raise InputError(f"{self.name!r} holds no images.", "Give at least one.")
+        if images.numel() == 0:
+            raise InputError(
+                f"{self.name!r} holds no images (shape {tuple(images.shape)}).", "Give at least one, of 1×1 or more."
+            )
         if labels is None:
             return
         if labels.dtype != torch.int64 or labels.shape != (len(images),):

@@ -16,7 +16,7 @@ from torch import nn
 
 from stillproof.core.adapters import Answered, Prepared
 from stillproof.core.spec import Spec, file_digest
-from stillproof.errors import InputError
+from stillproof.errors import InputError, StillproofError, reason
 
 Statistics = tuple[Sequence[float], Sequence[float]]
 """Mean and standard deviation, per channel."""
@@ -24,6 +24,9 @@ Statistics = tuple[Sequence[float], Sequence[float]]
 Library = Literal["hf", "timm", "torchvision"]
 
 PACKAGES: Mapping[str, str] = {"hf": "transformers", "timm": "timm", "torchvision": "torchvision"}
+
+MOST_PIXELS = 4096
+"""The largest side that images are scaled to."""
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """With these torchvision's weights were trained."""
@@ -46,27 +49,40 @@ def hf(
     configuration, or to `resize`. With pretrained=false its architecture gets fresh weights for these classes.
     """
     transformers = _imported("hf")
+    name = str(Path(name).expanduser())
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     transformers.utils.logging.disable_progress_bar()
     automatic = transformers.AutoModelForImageClassification
     try:
         if pretrained:
-            made = automatic.from_pretrained(name, use_safetensors=True, trust_remote_code=False)
+            made, told = automatic.from_pretrained(
+                name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            )
+            absent = [*told["missing_keys"], *told["mismatched_keys"]]
+            if absent:
+                raise InputError(
+                    f"hf:{name} lacks {len(absent)} of its weights, {absent[0]} for one.",
+                    "Is it a classifier, and complete? With ?pretrained=false it is an architecture to be trained.",
+                )
         else:
             config = transformers.AutoConfig.from_pretrained(name, num_labels=classes, trust_remote_code=False)
             config.num_channels = channels
             made = automatic.from_config(config, trust_remote_code=False)
+    except StillproofError:
+        raise
     except Exception as error:  # the hub, the cache and the files each have their own
         raise _unreadable(f"hf:{name}", error) from None
     told = _preprocessing(transformers, name) if pretrained else {}
-    given = _pair(mean, std, channels) or (told.get("image_mean"), told.get("image_std"))
+    given = _pair(mean, std, channels) or _normalisation(told, channels)
     if pretrained and None in given:
         raise InputError(
             f"hf:{name} does not say how its images are normalised.", "Add ?mean=.5,.5,.5&std=.5,.5,.5 as it was."
         )
     middle = ((0.5,) * channels, (0.25,) * channels)
-    size = resize or int(getattr(made.config, "image_size", 0) or _size_of(told))
-    return _prepared(Answered(made), size, *(given if pretrained or None not in given else middle))
+    size = (
+        resize or _size_of(getattr(made.config, "image_size", 0)) or _size_of(told.get("crop_size") or told.get("size"))
+    )
+    return _prepared(Answered(made.float()), size, *(given if pretrained or None not in given else middle))
 
 
 def timm(
@@ -162,15 +178,16 @@ def _broken(package: str, error: Exception) -> InputError:
     import torch
 
     return InputError(
-        f"{package} is installed and cannot be imported: {type(error).__name__}: {str(error).splitlines()[0]}",
+        f"{package} is installed and cannot be imported: {type(error).__name__}: {reason(error)}",
         f"It was likely built for another torch than the {torch.__version__} here: install the torchvision that\n"
         "belongs to it, of the same build (CPU or CUDA). Or use zoo:resnet18, or package.module:factory.",
     )
 
 
 def _unreadable(what: str, error: Exception) -> InputError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return InputError(f"the model {what} cannot be had: {reason}", "Is the name right, and what it needs installed?")
+    return InputError(
+        f"the model {what} cannot be had: {reason(error)}", "Is the name right, and what it needs installed?"
+    )
 
 
 def _preprocessing(transformers: Any, name: str) -> dict[str, Any]:
@@ -182,9 +199,24 @@ def _preprocessing(transformers: Any, name: str) -> dict[str, Any]:
     return told
 
 
-def _size_of(told: Mapping[str, Any]) -> int:
-    size = told.get("crop_size") or told.get("size") or 0
-    return int(size.get("height") or size.get("shortest_edge") or 0) if isinstance(size, Mapping) else int(size)
+def _size_of(told: Any) -> int:
+    """The side in one of the forms that configurations have it in; 0 if it is not a square's."""
+    if isinstance(told, Mapping):
+        told = told.get("height") or told.get("shortest_edge")
+    if isinstance(told, list | tuple):
+        told = told[0] if told and all(side == told[0] for side in told) else 0
+    return told if isinstance(told, int) else 0
+
+
+def _normalisation(told: Mapping[str, Any], channels: int) -> tuple[Any, Any]:
+    """Mean and standard deviation of pixels in [0, 1], as a preprocessor's configuration means them."""
+    scale = 255 * float(told.get("rescale_factor", 1 / 255)) if told.get("do_rescale", True) else 255.0
+    if told and not told.get("do_normalize", True):
+        return (0.0,) * channels, (1 / scale,) * channels
+    mean, std = told.get("image_mean"), told.get("image_std")
+    if mean is None or std is None:
+        return None, None
+    return [value / scale for value in mean], [value / scale for value in std]
 
 
 def _pair(mean: str, std: str, channels: int) -> Statistics | None:
@@ -207,4 +239,6 @@ def _for_channels(mean: Sequence[float], std: Sequence[float], channels: int) ->
 
 
 def _prepared(model: nn.Module, size: int, mean: Sequence[float], std: Sequence[float]) -> nn.Module:
+    if not 0 <= size <= MOST_PIXELS:
+        raise InputError(f"images cannot be scaled to {size}×{size}.", f"Use resize=1 to {MOST_PIXELS}.")
     return Prepared(model, size=size, mean=mean, std=std)

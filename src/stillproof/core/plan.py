@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
-from pydantic_core import to_jsonable_python
+from pydantic_core import PydanticSerializationError, to_jsonable_python
 from torch import Tensor
 
 from stillproof.core import faults
 from stillproof.core.measurement import Cost
 from stillproof.core.runtime import Runtime
 from stillproof.core.store import Artefact, Store
+from stillproof.errors import InputError
 
 
 def in_memory(_name: str, shape: tuple[int, ...]) -> Tensor:
@@ -173,7 +174,13 @@ def _described(value: object) -> object:
     if is_dataclass(value):
         described = {item.name: _described(getattr(value, item.name)) for item in fields(value)}
         return {"type": f"{type(value).__module__}:{type(value).__qualname__}", **described}
-    return to_jsonable_python(value)
+    try:
+        return to_jsonable_python(value)
+    except PydanticSerializationError:
+        raise InputError(
+            f"a setting of type {type(value).__name__} cannot be part of a stage's key.",
+            "Make it a frozen dataclass of plain values, or give it identity() that returns JSON.",
+        ) from None
 
 
 class Watcher(Protocol):

@@ -74,6 +74,11 @@ def local_path(text: str) -> Path:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file's content, in hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    """SHA-256 of a file's content, in hex. Raises InputError if it cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}.", "Check that it is there, and yours to read."
+        ) from None

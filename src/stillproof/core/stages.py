@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -134,6 +134,8 @@ class _Reading:
             self.done += len(chunk)
             if self.context.advance is not None:
                 self.context.advance(self.done, self.images, "images read")
+        if start != len(everything):
+            raise InputError(f"the source gave {start} images of {len(everything)}.", "Mend its read().")
 
 
 def carve(data: Artefact) -> Carving:
@@ -239,7 +241,9 @@ def distil(
             columns=columns,
             validation=parts.validation,
         )
-    return trained_artefact(student, trained, model, parts.training)
+    asked = trained.forwards if not columns else len(parts.training)
+    made = trained_artefact(student, trained, model, parts.training)
+    return replace(made, cost=made.cost + Cost(forwards=asked))
 
 
 def train_fresh(
@@ -271,7 +275,7 @@ def train_fresh(
 def fresh_student(images: ImageSet, model: Model, seed: int) -> nn.Module:
     """Fresh weights of the model's architecture, drawn from the seed. Raises InputError if they cannot be trained."""
     student = model.fresh(images.shape, len(images.classes), seed)
-    if model.architecture.runs_code:  # a user's model may return probabilities; objectives take logits
+    if model.code is not None:  # a user's model may return probabilities; objectives take logits
         student, _ = admit(student, images, model.text)
         if not student(as_float(images.images[:2])).requires_grad:
             raise InputError(
@@ -335,9 +339,9 @@ def classifier_artefact(classifier: nn.Module, model: Model, images: ImageSet, *
 def model_of(artefact: Artefact, context: Context) -> Model:
     """The model SPEC that an artefact names. Raises StoreError if it runs code that the settings do not name."""
     model = Model(str(artefact.values["spec"]))
-    if model.code is not None and model.code not in context.code:
+    if model.has_weights or (model.code is not None and model.code not in context.code):
         raise StoreError(
-            f"an artefact names {model.code!r}, which would run code and is not what this run was asked for.",
+            f"an artefact names {model.text!r}, which is not what this run was asked for.",
             "The store was tampered with, or belongs to something else: use another (--store).",
         )
     return model

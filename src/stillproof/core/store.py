@@ -7,26 +7,27 @@ fsspec URL (s3://bucket/prefix, memory://…); then a folder of the user's cache
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from stillproof.core import faults
-from stillproof.core.files import partial_of, sweep, unwritable, write_atomically
+from stillproof.core.files import private, unwritable, write_atomically
 from stillproof.core.measurement import Cost
-from stillproof.errors import StoreError
+from stillproof.errors import StoreError, reason
 
 MANIFEST, VALUES, TENSORS = "artefact.json", "values.json", "tensors.safetensors"
 MAPPED = re.compile(r"[a-z][a-z0-9_.-]*\.npy")
@@ -46,68 +47,42 @@ class Artefact:
 
 
 class Draft:
-    """An artefact that is being made: room on disk for those of its tensors that may not fit into memory.
-
-    Left without being kept (an error, Ctrl-C), it removes what it wrote.
-    """
+    """An artefact that is being made: a folder of its own, and room in it for tensors that may not fit into memory."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
+        self.folder = folder
         self._tensors: dict[str, Tensor] = {}
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        for name in self._tensors:
-            with suppress(OSError):
-                partial_of(self._path(name)).unlink(missing_ok=True)
 
     def allocate(self, name: str, shape: tuple[int, ...]) -> Tensor:
         """A uint8 tensor that is a file, to be filled and returned in the artefact under this name.
 
         Raises StoreError where there is no room for it.
         """
-        path = self._path(name)
-        partial = partial_of(path)
+        path = self.folder / f"{name}.npy"
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            sweep(path)
-            mapped = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint8, shape=shape)
+            mapped = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
             if hasattr(os, "posix_fallocate"):  # or a full disk would be noticed as a SIGBUS, halfway through
-                with partial.open("r+b") as stream:
-                    os.posix_fallocate(stream.fileno(), 0, partial.stat().st_size)
+                with path.open("r+b") as stream:
+                    os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink(missing_ok=True)
             raise unwritable(path, error) from None
         self._tensors[name] = torch.from_numpy(mapped)
         return self._tensors[name]
 
-    def keep(self, artefact: Artefact) -> dict[str, Tensor]:
-        """Put the allocated tensors of the artefact where it belongs; returns its other tensors."""
-        others = dict(artefact.tensors)
+    def others(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those of an artefact's tensors that were not allocated here; the allocated ones are on the disk then."""
+        left = dict(tensors)
         for name, tensor in self._tensors.items():
-            if others.get(name) is not tensor:
+            if left.pop(name, None) is not tensor:
                 raise ValueError(f"the tensor {name!r} was allocated, and the artefact has another or none")
-            del others[name]
-            path = self._path(name)
-            try:
-                with partial_of(path).open("rb") as stream:
-                    faults.kill_point("artefact")
-                    os.fsync(stream.fileno())
-                partial_of(path).replace(path)
-            except OSError as error:
-                raise unwritable(path, error) from None
-        return others
+            with (self.folder / f"{name}.npy").open("rb") as stream:
+                os.fsync(stream.fileno())
+        return left
 
     @property
     def files(self) -> tuple[str, ...]:
         """The files of the allocated tensors."""
         return tuple(f"{name}.npy" for name in self._tensors)
-
-    def _path(self, name: str) -> Path:
-        return self._folder / f"{name}.npy"
 
 
 class Store:
@@ -126,50 +101,91 @@ class Store:
             cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
             self._root = cache / "stillproof" / hashlib.sha256(location.encode()).hexdigest()[:16]
         else:
-            self._root = Path(location.removeprefix("file://")).expanduser()
+            try:
+                self._root = Path(location.removeprefix("file://")).expanduser()
+                self._root.exists()
+            except (OSError, RuntimeError, ValueError) as error:
+                raise StoreError(f"the store {location[:60]!r} cannot be opened: {error}", "Check --store.") from None
 
     def has(self, key: str) -> bool:
         """Whether the artefact of this key is complete."""
         if self._remote is None:
-            return (self._folder(key) / MANIFEST).is_file()
-        return bool(self._remote.exists(f"{self._prefix}/{key}/{MANIFEST}"))
+            return self._is_here(key)
+        there = bool(self._remote.exists(f"{self._prefix}/{key}/{MANIFEST}"))
+        if not there and self._is_here(key):  # it was made, and could not be handed over
+            self._upload(key)
+            there = True
+        return there
 
-    def draft(self, key: str) -> Draft:
-        """Room for the large tensors of the artefact of this key, until it is saved."""
-        return Draft(self._folder(key))
+    @contextmanager
+    def draft(self, key: str) -> Iterator[Draft]:
+        """A folder in which the artefact of this key is made; what is not saved is removed. Raises StoreError."""
+        with ExitStack() as made:
+            try:
+                folder = made.enter_context(private(self._folder(key), folder=True))
+            except (OSError, ValueError) as error:
+                raise unwritable(self._folder(key), error) from None
+            yield Draft(folder)
 
     def save(self, key: str, artefact: Artefact, about: Mapping[str, Any], draft: Draft | None = None) -> None:
         """Write an artefact. about: JSON that says what made it, for whoever looks into the store.
 
-        draft: where its large tensors were allocated.
+        draft: where its large tensors were allocated. If another process saved the same artefact meanwhile, that one
+        stays: it was made by the same function of the same inputs.
         """
-        folder = self._folder(key)
-        tensors = draft.keep(artefact) if draft is not None else artefact.tensors
+        if draft is None:
+            with self.draft(key) as draft:
+                self.save(key, artefact, about, draft)
+            return
+        tensors = draft.others(artefact.tensors)
         contents = {VALUES: json.dumps(artefact.values, sort_keys=True, allow_nan=False).encode()}
         if tensors:
             plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
             contents[TENSORS] = safetensors.torch.save(plain)
         for name, content in contents.items():
-            write_atomically(folder / name, content, fault="artefact")
-        names = [*contents, *(draft.files if draft is not None else ())]
+            write_atomically(draft.folder / name, content, fault="artefact")
+        names = [*contents, *draft.files]
         manifest = {
             "key": key,
             "about": dict(about),
             "cost": artefact.cost.model_dump(),
-            "files": {name: _digest(folder / name) for name in names},
-            "bytes": {name: (folder / name).stat().st_size for name in names},
+            "files": {name: _digest(draft.folder / name) for name in names},
+            "bytes": {name: (draft.folder / name).stat().st_size for name in names},
         }
-        write_atomically(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode(), fault="artefact")
+        content = json.dumps(manifest, indent=1, sort_keys=True).encode()
+        write_atomically(draft.folder / MANIFEST, content, fault="artefact")
+        self._publish(draft.folder, key)
         if self._remote is not None:
-            for name in (*names, MANIFEST):  # the manifest last
-                place = f"{self._prefix}/{key}/{name}"
-                self._guarded(partial(self._remote.put_file, str(folder / name), place))
+            self._upload(key)
+
+    def _is_here(self, key: str) -> bool:
+        return (self._folder(key) / MANIFEST).is_file()
+
+    def _publish(self, folder: Path, key: str) -> None:
+        """Move a complete folder to where it belongs, unless there is a complete one."""
+        target = self._folder(key)
+        try:
+            if target.exists() and not self._is_here(key):
+                shutil.rmtree(target)
+            with suppress(FileExistsError):
+                folder.rename(target)
+        except OSError as error:
+            if error.errno != errno.ENOTEMPTY:
+                raise unwritable(target, error) from None
+
+    def _upload(self, key: str) -> None:
+        names = [file.name for file in self._folder(key).iterdir() if file.name != MANIFEST]
+        for name in (*names, MANIFEST):  # the manifest last
+            place = f"{self._prefix}/{key}/{name}"
+            self._guarded(partial(self._remote.put_file, str(self._folder(key) / name), place))
 
     def load(self, key: str) -> Artefact:
         """Read an artefact back; its large tensors are mapped, not read. Raises StoreError if it is damaged."""
         folder = self._fetched(key)
         try:
             manifest = json.loads((folder / MANIFEST).read_bytes())
+            if manifest["key"] != key:
+                raise ValueError(f"it is the artefact {manifest['key']}")
             mapped: dict[str, Tensor] = {}
             for name, digest in manifest["files"].items():
                 _check_name(name)
@@ -201,19 +217,18 @@ class Store:
 
     def _fetched(self, key: str) -> Path:
         folder = self._folder(key)
-        if self._remote is not None and not (folder / MANIFEST).is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            self._guarded(partial(self._copy, f"{self._prefix}/{key}", folder))
+        if self._remote is not None and not self._is_here(key):
+            with self.draft(key) as draft:
+                self._guarded(partial(self._copy, f"{self._prefix}/{key}", draft.folder))
+                self._publish(draft.folder, key)
         return folder
 
     def _copy(self, place: str, to: Path) -> None:
         manifest: bytes = self._remote.cat_file(f"{place}/{MANIFEST}")
         for name in json.loads(manifest)["files"]:
             _check_name(name)
-            partial = partial_of(to / name)
-            self._remote.get_file(f"{place}/{name}", str(partial))
-            partial.replace(to / name)
-        write_atomically(to / MANIFEST, manifest)  # last
+            self._remote.get_file(f"{place}/{name}", str(to / name))
+        write_atomically(to / MANIFEST, manifest)
 
     def _guarded(self, transfer: Callable[[], object]) -> None:
         try:
@@ -241,5 +256,4 @@ def _mapped(path: Path) -> Tensor:
 
 
 def _damaged(folder: Path, error: Exception) -> StoreError:
-    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    return StoreError(f"the artefact {folder} cannot be read: {reason}", "Delete that folder, then resume.")
+    return StoreError(f"the artefact {folder} cannot be read: {reason(error)}", "Delete that folder, then resume.")

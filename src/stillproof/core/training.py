@@ -22,7 +22,7 @@ from stillproof.core.files import write_atomically
 from stillproof.core.images import Augmentation, ImageSet, as_float, augmentation_for
 from stillproof.core.noise import Noise, derive, permutation
 from stillproof.core.runtime import Runtime
-from stillproof.errors import InputError, StoreError, TrainingDiverged
+from stillproof.errors import InputError, StoreError, TrainingDiverged, reason
 
 Advance = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, a note such as the loss)."""
@@ -103,13 +103,15 @@ def fit(
         if checkpoint is not None and checkpoint.exists():
             loop.restore(checkpoint)
         saved = time.monotonic()
-        while loop.epoch < recipe.epochs:
-            loop.run_epoch(advance)
-            if checkpoint is not None and time.monotonic() - saved >= checkpoint_seconds:
-                loop.save(checkpoint)
-                saved = time.monotonic()
-                faults.kill_point("training")
-    loop.counter.remove()
+        try:
+            while loop.epoch < recipe.epochs:
+                loop.run_epoch(advance)
+                if checkpoint is not None and time.monotonic() - saved >= checkpoint_seconds:
+                    loop.save(checkpoint)
+                    saved = time.monotonic()
+                    faults.kill_point("training")
+        finally:
+            loop.counter.remove()
     if isinstance(objective, nn.Module):
         objective.eval().to("cpu")
     Runtime().place(student.eval())
@@ -236,8 +238,9 @@ class _Loop:
             if state["random_cuda"] is not None:
                 torch.cuda.set_rng_state(state["random_cuda"].cpu())
         except Exception as error:  # a pickle can fail in any way
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise StoreError(f"the checkpoint {path} cannot be read: {reason}", "Delete it, then resume.") from None
+            raise StoreError(
+                f"the checkpoint {path} cannot be read: {reason(error)}", "Delete it, then resume."
+            ) from None
         self.epoch, self.last_loss = int(state["epoch"]), float(state["last_loss"])
         self.forwards = int(state["forwards"])
 

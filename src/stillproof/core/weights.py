@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stillproof.core.files import write_atomically
 from stillproof.core.spec import Spec
-from stillproof.errors import InputError
+from stillproof.errors import InputError, reason
 
 SPEC_KEY, SHAPE_KEY, CLASSES_KEY = "stillproof.model", "stillproof.shape", "stillproof.classes"
 
@@ -54,14 +54,16 @@ def load_weights(model: nn.Module, path: Path) -> None:
     state: Mapping[str, Any]
     if path.suffix == ".safetensors":
         _metadata(path)
-        state = safetensors.torch.load_file(path)
+        try:
+            state = safetensors.torch.load_file(path)
+        except Exception as error:  # a type of number that torch lacks, for one
+            raise InputError(f"{path} cannot be read: {reason(error)}", "Save plain float tensors.") from None
     else:
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can fail in any way
-            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise InputError(
-                f"{path} does not load as plain tensors: {reason}",
+                f"{path} does not load as plain tensors: {reason(error)}",
                 "It holds more than a state dict, or it is damaged; nothing in it was executed.\n"
                 "Save model.state_dict() alone, best with safetensors.",
             ) from None

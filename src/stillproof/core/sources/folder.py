@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class ImageFolder(Source):
             content = "\n".join(
                 f"{picture.relative_to(self.path)} {digest}" for picture, digest in zip(pictures, digests, strict=True)
             )
-        digest = hashlib.sha256(content.encode()).hexdigest()
+        digest = hashlib.sha256(content.encode(errors="surrogateescape")).hexdigest()
         return {"source": "folder", "digest": digest, "size": self.size, "channels": self.channels}
 
     def facts(self) -> Facts:
@@ -61,7 +62,7 @@ class ImageFolder(Source):
         decoder = Decoder.for_pictures_like(pictures[0], str(pictures[0]), self.size, self.channels)
 
         def read(rows: Tensor) -> Iterator[Tensor]:
-            for some in chunks(rows):
+            for some in chunks(rows, decoder.shape):
                 chosen = [pictures[row] for row in some.tolist()]
                 yield decoder.decode(chosen, lambda number, chosen=chosen: str(chosen[number]))  # type: ignore[misc]
 
@@ -88,15 +89,24 @@ class ImageFolder(Source):
         return found
 
 
+def _pictures_in(folder: Path) -> Iterator[Path]:
+    """All pictures below a folder. Raises OSError for one that cannot be looked into."""
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, _, names in os.walk(folder, onerror=refuse):
+        yield from (Path(place, name) for name in names if Path(name).suffix.lower() in SUFFIXES)
+
+
 def _classes_in(folder: Path) -> dict[str, list[Path]]:
     try:
         folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-        found = {
-            entry.name: sorted(file for file in entry.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
-            for entry in folders
-        }
+        found = {entry.name: sorted(_pictures_in(entry)) for entry in folders}
     except OSError as error:
-        raise InputError(f"{folder} cannot be read: {error.strerror}.", "Check its permissions.") from None
+        raise InputError(
+            f"{error.filename or folder} cannot be read: {error.strerror}.", "Check its permissions."
+        ) from None
     if len(found) < 2:
         raise InputError(
             f"{folder} holds {len(found)} folders of pictures, and no parquet files.",

@@ -24,7 +24,7 @@ from stillproof.core.sources.source import (
     with_own_test_set,
 )
 from stillproof.core.spec import file_digest
-from stillproof.errors import InputError
+from stillproof.errors import InputError, reason
 
 TEST_NAMES = ("test", "validation", "valid")
 
@@ -50,8 +50,30 @@ class HubDataset(Source):
 
     def identity(self) -> Mapping[str, object]:
         asked = {name: getattr(self, name) for name in ("train", "test", "image", "label", "size", "channels")}
-        files = [Path(file["filename"]) for part in self._parts() for file in part.cache_files]
-        return {"source": "hf", "files": [file_digest(file) for file in files], **asked}
+        parts = [
+            {
+                "features": str(part.features),
+                "files": [file_digest(Path(file["filename"])) for file in part.cache_files],
+                "pictures": [file_digest(picture) for picture in self._outside(part)],
+            }
+            for part in self._parts()
+        ]
+        return {"source": "hf", "parts": parts, **asked}
+
+    def _outside(self, part: Any) -> list[Path]:
+        """The files of those pictures that the data set only names."""
+        from datasets import Image
+
+        image, _ = self._columns(part)
+        rows = part.select_columns([image]).cast_column(image, Image(decode=False)).data.column(image)
+        paths = [
+            path
+            for chunk in rows.chunks
+            if chunk.field("bytes").null_count
+            for data, path in zip(chunk.field("bytes"), chunk.field("path").to_pylist(), strict=True)
+            if not data.is_valid and path is not None
+        ]
+        return [Path(path) for path in paths]
 
     def facts(self) -> Facts:
         source = self.open()
@@ -60,7 +82,13 @@ class HubDataset(Source):
     def open(self) -> Opened:
         parts = self._parts()
         splits = [self._split(part) for part in parts]
-        names = getattr(parts[0].features[self._columns(parts[0])[1]], "names", None)
+        named = [getattr(part.features[self._columns(part)[1]], "names", None) for part in parts]
+        names = named[0]
+        if any(other != names for other in named):
+            raise InputError(
+                f"training and test images of {self.name} name their classes differently.",
+                "Write both with the same names in the same order.",
+            )
         classes = tuple(names or (str(index) for index in range(int(splits[0].labels.max()) + 1)))
         title = self.name.rpartition("/")[2]
         if len(splits) == 1:
@@ -82,7 +110,7 @@ class HubDataset(Source):
         decoder = Decoder.for_pictures_like(pictures([0])[0], place(0), self.size, self.channels)
 
         def read(rows: Tensor) -> Iterator[Tensor]:
-            for some in chunks(rows):
+            for some in chunks(rows, decoder.shape):
                 listed = some.tolist()
                 yield decoder.decode(pictures(listed), lambda number, listed=listed: place(listed[number]))  # type: ignore[misc]
 
@@ -92,7 +120,8 @@ class HubDataset(Source):
         chosen = []
         for what, asked, kinds in (("image", self.image, ("Image",)), ("label", self.label, ("ClassLabel",))):
             found = [asked] if asked else [n for n, kind in part.features.items() if type(kind).__name__ in kinds]
-            if len(found) != 1 or found[0] not in part.features:
+            wrong = what == "image" and found and type(part.features.get(found[0])).__name__ != "Image"
+            if len(found) != 1 or found[0] not in part.features or wrong:
                 raise InputError(
                     f"{self.name} has the columns {', '.join(part.features)}, and {len(found)} that could be the {what}"
                     f"{': ' + ', '.join(found) if found else ''}.",
@@ -116,7 +145,7 @@ class HubDataset(Source):
     def _filled(self, part: Any) -> Any:
         if not len(part):
             raise InputError(f"{self.name} has a split without rows.", "Give at least one image.")
-        return part
+        return part.with_format(None)
 
     @cached_property
     def _everything(self) -> Any:
@@ -135,15 +164,15 @@ class HubDataset(Source):
             return datasets.load_dataset(self.name, self.config or None)
         except Exception as error:  # the hub, the cache and the file system each have their own
             raise InputError(
-                f"the data set {self.name} cannot be read: {str(error).splitlines()[0]}",
+                f"the data set {self.name} cannot be read: {reason(error)}",
                 "Is the name right (hf:org/name), and is the network there?" if not self.local else "Is it complete?",
             ) from None
 
 
 def _encoded(row: Mapping[str, Any] | None) -> Encoded:
-    if row is None:
-        return None
-    return row["bytes"] if row["bytes"] is not None else Path(row["path"])
+    if row is None or row["bytes"] is not None:
+        return None if row is None else row["bytes"]
+    return None if row["path"] is None else Path(row["path"])
 
 
 def is_saved_dataset(path: Path) -> bool:

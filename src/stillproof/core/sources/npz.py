@@ -23,12 +23,15 @@ from stillproof.core.sources.source import (
     with_own_test_set,
 )
 from stillproof.core.spec import file_digest
-from stillproof.errors import InputError
+from stillproof.errors import InputError, reason
 
 LAYOUTS = (
     ("train_images", "train_labels", "test_images", "test_labels"),
     ("x_train", "y_train", "x_test", "y_test"),
 )
+
+KNOWN = frozenset({"images", "labels", "classes", *(name for layout in LAYOUTS for name in layout)})
+"""The arrays that are read; others may be of any size."""
 
 NOTED_ERROR = 1e-6
 """A rounding of floats to 8 bits below this is that of float32 itself: the images were 8 bits before."""
@@ -59,7 +62,7 @@ class NpzFile(Source):
         return Facts(len(source.train.labels), len(source.test.labels), len(source.classes))
 
     def open(self) -> Opened:
-        arrays = self._arrays()
+        arrays, held = self._arrays()
         for names in LAYOUTS:
             if all(name in arrays for name in names):
                 classes = self._classes(arrays, names[1], names[3])
@@ -71,17 +74,22 @@ class NpzFile(Source):
             whole, error = self._image_set(arrays, "images", "labels", self._classes(arrays, "labels"))
             return with_own_test_set(split_of(whole), whole.classes, whole.name, _notes(error))
         raise InputError(
-            f"{self.path} holds {', '.join(sorted(arrays)) or 'no arrays'}.",
+            f"{self.path} holds {', '.join(sorted(held)) or 'no arrays'}.",
             "Expected train_images, train_labels, test_images, test_labels, or images and labels.",
         )
 
-    def _arrays(self) -> dict[str, Array]:
+    def _arrays(self) -> tuple[dict[str, Array], list[str]]:
+        """Those arrays that are looked for, and the names of all."""
         try:
             with self.path.open("rb") as stream:
                 archive = np.load(stream, allow_pickle=False)
                 if not isinstance(archive, np.lib.npyio.NpzFile):
                     raise InputError(f"{self.path} is a single array.", "Save it with numpy.savez.")
-                return {name: archive[name] for name in archive.files}
+                wanted = [name for name in archive.files if name in KNOWN]
+                arrays = {name: archive[name] for name in wanted}
+                if all(isinstance(array, np.ndarray) for array in arrays.values()):
+                    return arrays, archive.files
+                raise InputError(f"{self.path} holds something else than arrays.", "Save it with numpy.savez.")
         except InputError:
             raise
         except Exception as error:  # zipfile, zlib, numpy and the OS each have their own
@@ -90,7 +98,7 @@ class NpzFile(Source):
                 if "allow_pickle" in str(error)
                 else "Is it truncated? Write it again with numpy.savez."
             )
-            raise InputError(f"{self.path} cannot be read: {str(error).splitlines()[0]}", advice) from None
+            raise InputError(f"{self.path} cannot be read: {reason(error)}", advice) from None
 
     def _image_set(
         self, arrays: Mapping[str, Array], images: str, labels: str, classes: tuple[str, ...]

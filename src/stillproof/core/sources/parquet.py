@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ import torch
 from torch import Tensor
 
 from stillproof.core.decoding import Decoder
-from stillproof.core.sources.source import Facts, Opened, Source, Split, check_labels, chunks, opened
+from stillproof.core.sources.source import Facts, Opened, Source, Split, check_labels, chunk_size, opened
 from stillproof.core.spec import file_digest
-from stillproof.errors import InputError
+from stillproof.errors import InputError, reason
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +40,10 @@ class ParquetDirectory(Source):
         return {"source": "parquet", "files": digests, "image": self.image, "label": self.label, **asked}
 
     def facts(self) -> Facts:
-        files = {split: [_open(file) for file in self._files(split)] for split in ("train", "test")}
+        files = {
+            split: [found for file in self._files(split) if (found := _open(file)).metadata.num_rows]
+            for split in ("train", "test")
+        }
         train, test = (sum(file.metadata.num_rows for file in files[split]) for split in ("train", "test"))
         if not train or not test:
             raise InputError(f"{self.path} has {train} training and {test} test images.", "Both are needed.")
@@ -54,7 +58,13 @@ class ParquetDirectory(Source):
     def open(self) -> Opened:
         self.facts()
         train, names = self._split("train")
-        test, _ = self._split("test")
+        test, others = self._split("test")
+        if names and others and names != others:
+            raise InputError(
+                f"training and test images of {self.path} name their classes differently: {', '.join(names[:5])} and "
+                f"{', '.join(others[:5])}.",
+                "Write both with the same names in the same order.",
+            )
         classes = names or tuple(str(index) for index in range(int(train.labels.max()) + 1))
         return opened(train, test, classes, self.path.name)
 
@@ -67,19 +77,22 @@ class ParquetDirectory(Source):
             if not parquet.metadata.num_rows:
                 continue
             image, label = self._columns(parquet.schema_arrow, path)
-            names = names or _class_names(parquet.schema_arrow, label)
+            found = _class_names(parquet.schema_arrow, label)
+            if names and found and names != found:
+                raise InputError(f"{path} names its classes otherwise than the files before it.", "Write them again.")
+            names = names or found
             parts.append(_File(path, image, start, _labels(parquet, label, path)))
             start += parquet.metadata.num_rows
 
         def place(row: int) -> str:
             return f"{self.path}/{which}, row {row}"
 
-        first = next(parts[0].encoded(torch.tensor([0])))[1][0]
+        first = next(parts[0].encoded(torch.tensor([0]), 1))[1][0]
         decoder = Decoder.for_pictures_like(first, place(0), self.size, self.channels)
 
         def read(rows: Tensor) -> Iterator[Tensor]:
             for part in parts:
-                for found, encoded in part.encoded(rows):
+                for found, encoded in part.encoded(rows, chunk_size(decoder.shape)):
                     yield decoder.decode(encoded, _places(found, place))
 
         return Split(torch.cat([part.labels for part in parts]), decoder.shape, read), names
@@ -118,26 +131,28 @@ class _File:
     """The row of the split at which this file begins."""
     labels: Tensor
 
-    def encoded(self, rows: Tensor) -> Iterator[tuple[Tensor, list[bytes | None]]]:
-        """The encoded images of those of `rows` (of the split, ascending) that are in this file, in chunks."""
+    def encoded(self, rows: Tensor, size: int) -> Iterator[tuple[Tensor, list[bytes | None]]]:
+        """The encoded images of those rows (of the split, ascending) that are in this file; `size` read at once."""
         parquet = _open(self.path)
         begin = self.start
         for group in range(parquet.num_row_groups):
             end = begin + parquet.metadata.row_group(group).num_rows
-            here = rows[(rows >= begin) & (rows < end)]
-            if len(here):
-                column = self._bytes(parquet, group)
-                for some in chunks(here):
-                    yield some, column.take((some - begin).numpy()).to_pylist()
+            if ((rows >= begin) & (rows < end)).any():
+                parts = parquet.iter_batches(batch_size=size, row_groups=[group], columns=[self.image])
+                start = begin
+                while (part := _guarded(self.path, partial(next, parts, None))) is not None:
+                    here = rows[(rows >= start) & (rows < start + len(part))]
+                    if len(here):
+                        yield here, self._bytes(part).take((here - start).numpy()).to_pylist()
+                    start += len(part)
             begin = end
 
-    def _bytes(self, parquet: Any, group: int) -> Any:
+    def _bytes(self, part: Any) -> Any:
         import pyarrow as pa  # half a second; only parquet needs it
 
-        column = _guarded(self.path, lambda: parquet.read_row_group(group, [self.image]).column(self.image))
-        kind = column.type
-        if pa.types.is_struct(kind) and "bytes" in [field.name for field in kind]:
-            column = pa.chunked_array([chunk.field("bytes") for chunk in column.chunks])
+        column = part.column(0)
+        if pa.types.is_struct(column.type) and "bytes" in [field.name for field in column.type]:
+            column = column.field("bytes")
         if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
             raise InputError(
                 f"the column {self.image!r} of {self.path} holds {column.type}.", "Images are bytes, or {bytes, path}."
@@ -160,10 +175,9 @@ def _guarded(file: Path, read: Callable[[], Any]) -> Any:
 
     try:
         return read()
-    except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
+    except (pa.ArrowException, OSError, KeyError) as error:
         raise InputError(
-            f"{file} is not a readable parquet file: {reason}", "Is it truncated? Fetch or write it again."
+            f"{file} is not a readable parquet file: {reason(error)}", "Is it truncated? Fetch or write it again."
         ) from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
@@ -18,8 +19,8 @@ Array = npt.NDArray[Any]
 
 MOST_CLASSES = 100_000
 
-CHUNK = 4096
-"""About how many images are read at once: what a set larger than memory costs in memory."""
+CHUNK, CHUNK_BYTES = 4096, 2**26
+"""So many images, and so many bytes of pixels, are read at once at most: what a large set costs in memory."""
 
 TEST_SHARE = 0.3
 """Share of each class that becomes the test set where a source has none of its own."""
@@ -104,6 +105,8 @@ def opened(train: Split, test: Split, classes: tuple[str, ...], name: str, notes
             "Both must have one shape (C, H, W); for files of pictures, ?size=PIXELS and ?channels=3 give them one.",
         )
     for labels in (train.labels, test.labels):
+        if not len(labels):
+            raise InputError(f"{name!r} has too few images for a training and a test set.", "Give more of each class.")
         if int(labels.max()) >= len(classes):
             raise InputError(
                 f"labels of {name!r} are out of range: {int(labels.min())} to {int(labels.max())}, but there are "
@@ -123,9 +126,14 @@ def from_sets(train: ImageSet, test: ImageSet, notes: tuple[str, ...] = ()) -> O
     return opened(split_of(train), split_of(test), train.classes, train.name, notes)
 
 
-def chunks(rows: Tensor) -> Iterator[Tensor]:
-    """The rows, CHUNK at a time."""
-    for part in batches(len(rows), CHUNK):
+def chunk_size(shape: tuple[int, int, int]) -> int:
+    """How many images of this shape are read at once."""
+    return max(1, min(CHUNK, CHUNK_BYTES // max(1, math.prod(shape))))
+
+
+def chunks(rows: Tensor, shape: tuple[int, int, int]) -> Iterator[Tensor]:
+    """The rows, as many at a time as are read at once."""
+    for part in batches(len(rows), chunk_size(shape)):
         yield rows[part]
 
 
@@ -133,7 +141,7 @@ def split_of(images: ImageSet) -> Split:
     """An ImageSet as a split of a source. Raises InputError if it has no labels."""
 
     def read(rows: Tensor) -> Iterator[Tensor]:
-        for some in chunks(rows):
+        for some in chunks(rows, images.shape):
             yield images.images[some]
 
     return Split(images.known_labels(), images.shape, read)

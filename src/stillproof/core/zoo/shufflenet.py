@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import channel_shuffle
 
 from stillproof.core.zoo.common import centred, check_shape, convolution
+from stillproof.errors import InputError
 
 DEPTHS = (4, 8, 4)
 
@@ -60,11 +61,12 @@ class _DownUnit(nn.Module):
 def shufflenetv2(*, channels: int, size: int, classes: int, width: int = 116) -> nn.Module:
     """ShuffleNet V2 1× with the stem of small images (stride 1, no pooling): 1.26 million parameters at width 116.
 
-    width: the channels of the first stage, an even number; 48, 116, 176 and 244 are the 0.5×, 1×, 1.5× and 2× of the
-    paper.
+    width: the channels of the first stage, an even number; 48, 116 and 176 are the 0.5×, 1× and 1.5× of the paper (its
+    2× has 244, and a last convolution twice as wide).
     """
     check_shape(channels, size, width)
-    width += width % 2
+    if width % 2:
+        raise InputError(f"width={width} cannot be halved.", "ShuffleNet splits its channels: give an even width.")
     layers: list[nn.Module] = [convolution(channels, 24), nn.BatchNorm2d(24), nn.ReLU()]
     inputs = 24
     for stage, depth in enumerate(DEPTHS):
