@@ -41,7 +41,7 @@ from stillproof.core.training import Recipe, fit
 
 SMALL, FULL = "zoo:resnet18?width=16", "zoo:resnet18"
 SEEDS = (0, 1, 2)
-RECIPE = Recipe(epochs=12)
+RECIPE = Recipe.standard(epochs=12)
 SHAPE = (3, 32, 32)
 
 
@@ -152,7 +152,7 @@ def seconds(step: Callable[[], None], times: int, runtime: Runtime) -> float:
 def fit_seconds(spec: str, objective: Objective, images: ImageSet, runtime: Runtime, **columns: Tensor) -> float:
     """Seconds a step of fit, an epoch with everything that belongs to it."""
     student = fresh(spec, runtime, seed=1)
-    recipe = Recipe(epochs=1, learning_rate=0.01)
+    recipe = Recipe.standard(epochs=1)
     began = time.perf_counter()
     fit(student, objective, images, recipe=recipe, runtime=runtime, seed=0, columns=columns)
     return (time.perf_counter() - began) / recipe.steps(len(images))

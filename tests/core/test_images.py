@@ -77,22 +77,25 @@ def test_what_does_not_fit_together_is_refused(images: torch.Tensor, labels: tor
 def test_augmentation_is_shift_and_mirror_of_each_image(toy: ImageSet) -> None:
     augmentation = Augmentation(shift=2, flip=True)
     noise = Noise(11, torch.arange(60), 4)
-    moved = noise.integers(0, 5, (2,), stream="shift")
-    mirrored = noise.uniform(stream="flip") < 0.5
-    out = augmentation(toy.images, noise)
-    padded = torch.nn.functional.pad(toy.images, [2, 2, 2, 2])
-    for index in range(60):
-        row, column = moved[index].tolist()
-        expected = padded[index, :, row : row + 8, column : column + 8]
-        assert torch.equal(out[index], expected.flip(2) if mirrored[index] else expected)
-    assert 10 < int(mirrored.sum()) < 50
+    moved = 2 + noise.integers(-2, 3, (2,), stream="shift")
+    padded = torch.nn.functional.pad(toy.images.float(), [2, 2, 2, 2], mode="reflect").to(torch.uint8)
+    mirrored = []
+    for epoch in (0, 1):
+        out = augmentation(toy.images, noise, epoch)
+        for index in range(60):
+            row, column = moved[index].tolist()
+            expected = padded[index, :, row : row + 8, column : column + 8]
+            mirrored.append(torch.equal(out[index], expected.flip(2)))
+            assert mirrored[-1] or torch.equal(out[index], expected)
+    assert 10 < sum(mirrored[:60]) < 50
+    assert all(first != second for first, second in zip(mirrored[:60], mirrored[60:], strict=True))
 
 
 def test_grey_images_are_not_mirrored(toy: ImageSet) -> None:
     assert augmentation_for(toy) == Augmentation(shift=1, flip=True)
     grey = ImageSet(toy.images[:, :1], toy.labels, toy.classes, "grey")
     assert augmentation_for(grey) == Augmentation(shift=1, flip=False)
-    still = Augmentation(shift=0, flip=False)(toy.images, Noise(0, torch.arange(60), 0))
+    still = Augmentation(shift=0, flip=False)(toy.images, Noise(0, torch.arange(60), 0), 0)
     assert torch.equal(still, toy.images)
 
 

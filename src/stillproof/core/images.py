@@ -166,12 +166,16 @@ def batches(n: int, size: int) -> Iterator[slice]:
 
 @dataclass(frozen=True, kw_only=True)
 class Augmentation:
-    """Random shift by up to `shift` pixels (zero padding) and, with `flip`, random mirroring."""
+    """Random shift by up to `shift` pixels, the border reflected, and, with `flip`, mirroring.
 
-    shift: int = 4
+    A coin for each image decides whether it is mirrored in the first epoch; from then on it alternates, so that two
+    epochs show both sides (Jordan 2024, arXiv 2404.00498).
+    """
+
+    shift: int = 2
     flip: bool = True
 
-    def __call__(self, images: Tensor, noise: Noise) -> Tensor:
+    def __call__(self, images: Tensor, noise: Noise, epoch: int) -> Tensor:
         """uint8 in, uint8 out, (n, C, H, W); one gather for the whole batch."""
         n, _, height, width = images.shape
         if not self.shift and not self.flip:
@@ -179,17 +183,23 @@ class Augmentation:
         rows = torch.arange(height, device=images.device).expand(n, -1)
         columns = torch.arange(width, device=images.device).expand(n, -1)
         if self.flip:
-            mirrored = noise.uniform(stream="flip")[:, None] < 0.5
+            coin = Noise(noise.seed, noise.ids, 0).uniform(stream="flip")[:, None] < 0.5
+            mirrored = coin ^ bool(epoch % 2)
             columns = torch.where(mirrored, columns.flip(1), columns)
         if self.shift:
-            moved = noise.integers(0, 2 * self.shift + 1, (2,), stream="shift")
-            images = torch.nn.functional.pad(images, [self.shift] * 4)
-            rows, columns = rows + moved[:, :1], columns + moved[:, 1:]
+            moved = noise.integers(-self.shift, self.shift + 1, (2,), stream="shift")
+            rows, columns = _reflected(rows + moved[:, :1], height), _reflected(columns + moved[:, 1:], width)
         batch = torch.arange(n, device=images.device)[:, None, None]
         return images.permute(0, 2, 3, 1)[batch, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
+def _reflected(places: Tensor, size: int) -> Tensor:
+    """Places outside range(size) mirrored at its ends."""
+    last = size - 1
+    return last - (last - places.abs()).abs()
+
+
 def augmentation_for(images: ImageSet) -> Augmentation:
-    """Random shift by an eighth of the size; mirroring for colour images alone (a mirrored 3 is no 3)."""
-    channels, height, _ = images.shape
-    return Augmentation(shift=height // 8, flip=channels == 3)
+    """Random shift by a sixteenth of the size; mirroring for colour images alone (a mirrored 3 is no 3)."""
+    channels, *sides = images.shape
+    return Augmentation(shift=max(1, min(sides) // 16) if min(sides) > 1 else 0, flip=channels == 3)

@@ -21,11 +21,15 @@ from stillproof.core.distillation import Batch, Objective
 from stillproof.core.files import write_atomically
 from stillproof.core.images import Augmentation, ImageSet, as_float, augmentation_for
 from stillproof.core.noise import Noise, derive, permutation
+from stillproof.core.optimisers import NesterovMuon
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError, StoreError, TrainingDiverged, reason
 
 Advance = Callable[[int, int, str], None]
 """Called with (steps done, steps in all, a note such as the loss)."""
+
+ORTHOGONAL_DECAY = 0.01
+"""Weight decay of what Muon trains: half its rate keeps a kernel's norm about that of orthonormal rows."""
 
 CHECK_EVERY = 16
 """Steps between two looks at the loss: a look waits for the device."""
@@ -36,6 +40,7 @@ class Recipe:
     """How to train. learning_rate is the peak of OneCycle; weight decay spares norms and biases.
 
     augmentation: None leaves it to the images (core.images.augmentation_for).
+    orthogonal_rate: peak rate of Muon (core.optimisers) for the convolutions; None trains them as the rest, by SGD.
     """
 
     epochs: int = 12
@@ -45,14 +50,24 @@ class Recipe:
     weight_decay: float = 5e-4
     warm_up: float = 0.25
     augmentation: Augmentation | None = None
+    orthogonal_rate: float | None = None
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 2 or self.learning_rate <= 0 or not 0 < self.warm_up < 1:
+        rates = [self.learning_rate] if self.orthogonal_rate is None else [self.learning_rate, self.orthogonal_rate]
+        if self.epochs < 1 or self.batch_size < 2 or min(rates) <= 0 or not 0 < self.warm_up < 1:
             raise InputError(
-                f"epochs={self.epochs}, batch size {self.batch_size}, learning rate {self.learning_rate:g}, "
+                f"epochs={self.epochs}, batch size {self.batch_size}, learning rates {rates}, "
                 f"warm-up {self.warm_up:g} is no way to train.",
                 "Use at least 1 epoch, batches of 2 or more, a positive rate, and a warm-up share in (0, 1).",
             )
+
+    @classmethod
+    def standard(cls, epochs: int) -> Recipe:
+        """How victims, teachers and students are trained: small batches, Muon for the convolutions.
+
+        Nothing in it changes what a classifier's answers give away: no label smoothing, no averaging over views.
+        """
+        return cls(epochs=epochs, batch_size=64, learning_rate=0.1, orthogonal_rate=0.02)
 
     def steps(self, n: int) -> int:
         """Optimiser steps in one epoch of n images: all are seen, in batches of nearly one size, of two or more."""
@@ -147,17 +162,17 @@ class _Loop:
         runtime.place(student)
         trained = nn.ModuleList([student, *([objective] if isinstance(objective, nn.Module) else [])])
         self.trained = trained
-        optimiser = torch.optim.SGD(
-            _parameter_groups(trained, recipe.weight_decay),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            nesterov=recipe.momentum > 0,
+        groups = _parameter_groups(trained, recipe)
+        optimiser: torch.optim.Optimizer = (
+            torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+            if recipe.orthogonal_rate is None
+            else NesterovMuon(groups, momentum=recipe.momentum)
         )
         self.steps = recipe.steps(len(images))
         total = recipe.epochs * self.steps + 1
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
-            recipe.learning_rate,
+            [group["lr"] for group in groups],
             total_steps=total,
             pct_start=max(recipe.warm_up, 1.5 / total),  # OneCycleLR divides by zero where it warms up for one step
             cycle_momentum=False,
@@ -198,7 +213,7 @@ class _Loop:
         index = rows.to(self.fabric.device)
         noise = Noise(derive(self.seed, "augmentation"), index, step)
         labels = None if self.labels is None else _taken(self.labels, index)
-        pixels = self.augmentation(_taken(self.pixels, index), noise)
+        pixels = self.augmentation(_taken(self.pixels, index), noise, self.epoch)
         columns = {name: _taken(column, index) for name, column in self.columns.items()}
         return Batch(as_float(pixels), labels, index, columns, noise)
 
@@ -268,11 +283,21 @@ def _fabric(runtime: Runtime) -> Any:
         return Fabric(accelerator=kind.type, devices=devices, precision=runtime.fabric_precision)
 
 
-def _parameter_groups(trained: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+def _parameter_groups(trained: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     parameters = [p for p in trained.parameters() if p.requires_grad]
     if not parameters:
         raise InputError("the student has no parameters to train.", "Is it frozen?")
-    decayed = [p for p in parameters if p.ndim > 1]
-    spared = [p for p in parameters if p.ndim <= 1]
-    groups: list[dict[str, object]] = [{"params": decayed, "weight_decay": weight_decay}]
-    return groups + ([{"params": spared, "weight_decay": 0.0}] if spared else [])
+    kernels = [p for p in parameters if recipe.orthogonal_rate is not None and p.ndim == 4 and p.shape[1] > 1]
+    chosen = {id(p) for p in kernels}
+    rest = [p for p in parameters if id(p) not in chosen]
+    groups: list[dict[str, Any]] = [
+        {
+            "params": kernels,
+            "lr": recipe.orthogonal_rate,
+            "weight_decay": ORTHOGONAL_DECAY,
+            "orthogonal": True,
+        },
+        {"params": [p for p in rest if p.ndim > 1], "lr": recipe.learning_rate, "weight_decay": recipe.weight_decay},
+        {"params": [p for p in rest if p.ndim <= 1], "lr": recipe.learning_rate, "weight_decay": 0.0},
+    ]
+    return [group for group in groups if group["params"]]

@@ -46,7 +46,7 @@ def plan(settings: DistillSettings, runtime: Runtime) -> Plan:
     from stillproof.core.stages import answer_part, classifier_stage, data_stage, distil, training_stage
     from stillproof.core.training import Recipe
 
-    recipe, seed = Recipe(epochs=settings.epochs), settings.seed
+    recipe, seed = Recipe.standard(settings.epochs), settings.seed
     objective = build("objective", Spec.parse(settings.objective))
     online = settings.label_mode == "online" or isinstance(objective, FeatureObjective)
     data = data_stage(settings.data, settings.limit)

@@ -47,7 +47,7 @@ def plan(settings: HardenSettings, runtime: Runtime) -> Plan:
     from stillproof.core.stages import answer_part, classifier_stage, data_stage, training_stage
     from stillproof.core.training import Recipe
 
-    model, recipe, seed = Model(settings.model), Recipe(epochs=settings.epochs), settings.seed
+    model, recipe, seed = Model(settings.model), Recipe.standard(settings.epochs), settings.seed
     hardening = build("hardening", Spec.parse(settings.hardening))
     data = data_stage(settings.data, settings.limit)
     sizes = data.sizes

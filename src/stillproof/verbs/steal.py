@@ -152,7 +152,7 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
             f"{advice} (a thief holds some out to choose by)"
             + (", or use --queries-from inside." if outside and asked > there else "."),
         )
-    recipe = Recipe(epochs=settings.epochs)
+    recipe = Recipe.standard(settings.epochs)
     thief_recipe = Recipe(epochs=settings.thief_epochs, batch_size=50, learning_rate=0.1)
     victims: dict[str, Any] = {"data": data, "model": victim_model, "recipe": recipe, "images": sizes.training}
 
