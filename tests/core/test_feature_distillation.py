@@ -27,7 +27,6 @@ from stillproof.core.feature_distillation import (
     AttentionTransfer,
     FeatureObjective,
     FitNets,
-    Watched,
     angles,
     attention_maps,
     attention_transfer,
@@ -35,6 +34,7 @@ from stillproof.core.feature_distillation import (
     distances,
     relational,
 )
+from stillproof.core.features import Watched
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.noise import Noise
 from stillproof.core.plugins import BUILT_IN, build
