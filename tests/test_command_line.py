@@ -312,7 +312,7 @@ def test_a_store_that_was_tampered_with_names_no_code_to_run() -> None:
         manifest.write_text(json.dumps(about))
     done = stillproof("steal", *TINY)
     assert done.returncode == cli.USAGE, done.stderr
-    assert "would run code and is not what this run was asked for" in done.stderr
+    assert "which is not what this run was asked for" in done.stderr
     assert not Path("executed").exists()
 
 
