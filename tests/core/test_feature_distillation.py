@@ -215,13 +215,13 @@ def test_a_student_of_logits_comes_close_to_its_teacher(
 ) -> None:
     train, test = digits
     teacher = Model("zoo:cnn?width=8").fresh(train.shape, 10, 0)
-    recipe = Recipe(epochs=10, batch_size=50, learning_rate=0.1)
+    recipe = Recipe(epochs=25, batch_size=50, learning_rate=0.1)
     fit(teacher, CrossEntropy(), train, recipe=recipe, runtime=runtime, seed=0)
     student = Model("zoo:cnn?width=4").fresh(train.shape, 10, 1)
     columns = {TEACHER: predict(teacher, train, runtime)}
     fit(student, objective, train, recipe=recipe, runtime=runtime, seed=0, columns=columns)
     agreed = predict(student, test, runtime).argmax(1) == predict(teacher, test, runtime).argmax(1)
-    assert agreed.double().mean() > 0.85
+    assert agreed.double().mean() > 0.9
 
 
 def test_every_named_objective_can_be_built_and_says_what_it_is() -> None:
