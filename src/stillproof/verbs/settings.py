@@ -33,7 +33,7 @@ class VerbSettings(BaseModel):
 
 
 TRAINING: Mapping[Profile, Mapping[str, Any]] = {
-    "smoke": {"epochs": 4, "limit": 5000},
+    "smoke": {"epochs": 2, "limit": 5000},
     "standard": {"epochs": 12},
     "thorough": {"epochs": 40},
 }

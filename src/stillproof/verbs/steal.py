@@ -38,7 +38,7 @@ class StealSettings(VerbSettings):
     by_profile: ClassVar[Mapping[Profile, Mapping[str, Any]]] = merged(
         TRAINING,
         {
-            "smoke": {"seeds": 1, "thief_epochs": 30},
+            "smoke": {"seeds": 1, "thief_epochs": 10},
             "standard": {"seeds": 3, "thief_epochs": 100},
             "thorough": {"seeds": 5, "thief_epochs": 240},
         },
