@@ -220,5 +220,5 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(changes: dict[st
 
 def test_profiles_fill_only_what_nobody_set() -> None:
     smoke = StealSettings(data="digits", victim="zoo:cnn", profile="smoke", epochs=7).resolved()
-    assert (smoke.epochs, smoke.seeds, smoke.thief_epochs, smoke.limit) == (7, 1, 30, 5000)
+    assert (smoke.epochs, smoke.seeds, smoke.thief_epochs, smoke.limit) == (7, 1, 10, 5000)
     assert StealSettings(data="digits", victim="zoo:cnn").resolved().seeds == 3
