@@ -146,7 +146,7 @@ def test_grey_is_made_of_colour_where_that_is_asked_for(folder: Path) -> None:
     assert train.shape == (1, 9, 8)
 
 
-def test_a_folder_that_cannot_be_split_or_looked_into_is_named(tmp_path: Path) -> None:
+def test_a_folder_with_too_few_pictures_for_a_test_set_is_named(tmp_path: Path) -> None:
     write_folder(tmp_path, range(2))
     with pytest.raises(InputError, match="too few images for a training and a test set"):
         open_source(str(tmp_path)).facts()
