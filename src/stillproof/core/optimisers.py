@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from itertools import groupby
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,20 +16,57 @@ COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic a·x + b·x³ + c·x⁵ that blows small singular values up and keeps large ones near 1 (Jordan 2024)."""
 
 
-def orthogonalised(updates: Tensor) -> Tensor:
+def orthogonalised(updates: Sequence[Tensor]) -> list[Tensor]:
     """About U·Vᵀ of the singular value decomposition of each matrix: its directions, all of about one length.
 
-    updates: (n, r, c). Singular values of more than about a thirtieth of the Frobenius norm come out between .5 and
-    1.4; smaller ones grow fortyfold. Computed in bf16.
+    updates: matrices, (r, c), of any sizes. Singular values of more than about a thirtieth of the Frobenius norm come
+    out between .5 and 1.4; smaller ones grow fortyfold.
+
+    A polynomial of X that is odd is a polynomial of X·Xᵀ times X, so the iteration runs on the smaller Gram matrices,
+    those of one size together, and in fp32, as rounding errors of small eigenvalues would grow (Zhang et al. 2026,
+    "Gram Newton-Schulz").
     """
+    by_size: dict[int, list[int]] = {}
+    for number, update in enumerate(updates):
+        by_size.setdefault(min(update.shape), []).append(number)
+    lengths = torch._foreach_norm(list(updates))
+    found: list[Tensor] = list(updates)
+    for size, numbers in by_size.items():
+        grams = updates[numbers[0]].new_empty(len(numbers), size, size)
+        for gram, number in zip(grams, numbers, strict=True):
+            narrow = _narrow(updates[number])
+            torch.mm(narrow.mT, narrow, out=gram)
+        scale = 1 / (torch.stack([lengths[number] for number in numbers]) + 1e-7)[:, None, None]
+        factors = _factors(grams * scale**2) * scale
+        for factor, number in zip(factors, numbers, strict=True):
+            update = updates[number]
+            found[number] = update @ factor if _is_tall(update) else factor @ update
+    return found
+
+
+def _is_tall(matrix: Tensor) -> bool:
+    return matrix.shape[0] > matrix.shape[1]
+
+
+def _narrow(matrix: Tensor) -> Tensor:
+    return matrix if _is_tall(matrix) else matrix.mT
+
+
+def _factors(grams: Tensor) -> Tensor:
+    """What X is to be multiplied by, from its Gram matrix: (n, s, s), with eigenvalues in [0, 1]."""
+    factors = polynomials = _polynomials(grams)
+    for _ in range(STEPS - 1):
+        grams = polynomials @ grams @ polynomials
+        polynomials = _polynomials(grams)
+        factors = polynomials @ factors
+    return factors
+
+
+def _polynomials(grams: Tensor) -> Tensor:
+    """a + b·G + c·G², the factor of one step."""
     a, b, c = COEFFICIENTS
-    tall = updates.shape[1] > updates.shape[2]
-    wide = (updates.mT if tall else updates).bfloat16()
-    wide = wide / (wide.norm(dim=(1, 2), keepdim=True) + 1e-7)
-    for _ in range(STEPS):
-        gram = wide @ wide.mT
-        wide = a * wide + (b * gram + c * gram @ gram) @ wide
-    found: Tensor = (wide.mT if tall else wide).to(updates.dtype)
+    found = torch.baddbmm(grams, grams, grams, beta=b, alpha=c)
+    found.diagonal(dim1=1, dim2=2).add_(a)
     return found
 
 
@@ -61,7 +97,7 @@ class NesterovMuon(Optimizer):
             torch._foreach_add_(velocities, gradients)
             updates = list(torch._foreach_add(gradients, velocities, alpha=momentum))
             if group["orthogonal"]:
-                updates = _all_orthogonalised(updates)
+                updates = _orthogonalised_kernels(updates)
                 torch._foreach_mul_(weights, 1 - rate * decay)
             torch._foreach_add_(weights, updates, alpha=-rate)
 
@@ -73,12 +109,11 @@ class NesterovMuon(Optimizer):
         return velocity
 
 
-def _all_orthogonalised(kernels: Iterable[Tensor]) -> list[Tensor]:
-    """Each kernel, those of one shape together. In the order of channels_last, which costs no copy there."""
+def _orthogonalised_kernels(kernels: Sequence[Tensor]) -> list[Tensor]:
+    """Each kernel, (out, in, h, w), as a matrix of `out` rows; in the order of channels_last, where that is no copy."""
+    matrices = orthogonalised([kernel.permute(0, 2, 3, 1).flatten(1) for kernel in kernels])
     found: list[Tensor] = []
-    for shape, alike in groupby(kernels, key=lambda kernel: kernel.shape):
-        rows, inputs, height, width = shape
-        matrices = torch.stack([kernel.permute(0, 2, 3, 1).flatten(1) for kernel in alike])
-        for matrix in orthogonalised(matrices):
-            found.append(matrix.view(rows, height, width, inputs).permute(0, 3, 1, 2))
+    for matrix, kernel in zip(matrices, kernels, strict=True):
+        rows, inputs, height, width = kernel.shape
+        found.append(matrix.view(rows, height, width, inputs).permute(0, 3, 1, 2))
     return found
