@@ -11,7 +11,8 @@ from __future__ import annotations
 import sys
 
 import stillproof
-from shared.record import cifar10, record, store_place
+from shared.plans import store_place
+from shared.record import cifar10, record
 from stillproof.core import measures
 
 OBJECTIVES = ("kd", "dkd", "dkd?beta=2", "logit-std", "fitnets", "attention", "rkd", "crd")

@@ -10,7 +10,8 @@ from __future__ import annotations
 import sys
 
 import stillproof
-from shared.record import cifar10, record, store_place
+from shared.plans import store_place
+from shared.record import cifar10, record
 
 SETTINGS = {
     "victim": "zoo:resnet18?width=16",

@@ -29,15 +29,16 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from shared.record import cifar10, record, store_place
+from shared.plans import executed
+from shared.record import cifar10, record
 from stillproof.core import measures
 from stillproof.core.classifiers import Model, predict
 from stillproof.core.distillation import TEACHER, CrossEntropy, Distillation, Objective, OnlineTeacher
 from stillproof.core.images import ImageSet, as_float
-from stillproof.core.plan import Context, Execution, Plan, Stage, job, stage
+from stillproof.core.plan import Context, job, stage
 from stillproof.core.runtime import Runtime, cores
 from stillproof.core.stages import carve, data_stage, train_fresh
-from stillproof.core.store import Artefact, Store
+from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe, fit
 
 SMALL, FULL = "zoo:resnet18?width=16", "zoo:resnet18"
@@ -47,17 +48,6 @@ SHAPE = (3, 32, 32)
 
 REFERENCE_BATCH = 128
 """What the reference code trains with; fit is timed at the same in that comparison."""
-
-
-class Printing:
-    """Watches a plan: a line a stage."""
-
-    def started(self, number: int, of: int, found: Stage, _key: str) -> None:
-        print(f"[{number}/{of}] {found.label}", file=sys.stderr, flush=True)
-
-    def advanced(self, *_: object) -> None: ...
-
-    def finished(self, *_: object) -> None: ...
 
 
 @job(version=1)
@@ -82,7 +72,7 @@ def accuracy(runtime: Runtime) -> None:
         return
     data = data_stage(place, None).stage
     stages = {str(seed): stage(trained, f"train, seed {seed}", data=data, recipe=RECIPE, seed=seed) for seed in SEEDS}
-    values = Execution(Plan(stages, runtime), Store(store_place()), Printing()).run()
+    values = executed(stages, runtime)
     tests = [float(found.tensors["right"].double().mean()) for found in values.values()]
     mean = measures.mean_share(np.stack([found.tensors["right"].numpy() for found in values.values()]))
     record(

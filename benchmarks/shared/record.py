@@ -32,11 +32,6 @@ def record(name: str, **found: Any) -> None:
     print(f"{name}: {', '.join(found)} recorded in {file.name}")
 
 
-def store_place() -> str:
-    """The store that benchmarks share (STILLPROOF_STORE, default runs/store)."""
-    return os.environ.get("STILLPROOF_STORE", "runs/store")
-
-
 def cifar10() -> str | None:
     """The folder of CIFAR-10 as parquet, where the environment names one (STILLPROOF_CIFAR10)."""
     return os.environ.get("STILLPROOF_CIFAR10")
