@@ -1,16 +1,26 @@
-"""The one loop of the attacks: batches, the best image so far, counting. Success is judged in fp32."""
+"""The one loop of the attacks on a gradient: batches, the images still under attack, the best of each, counting.
+
+An attack says where it looks next and what it ascends (`Search`); the driver asks the classifier, keeps what is worth
+keeping (`Record`), and lets images that are done leave the batch, once fp32 has confirmed that they are.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from stillproof.core.images import batches, check_range
+from stillproof.attacks.frozen import Frozen, Slope, frozen
+from stillproof.attacks.threats import Threat
+from stillproof.core.images import check_range
 from stillproof.core.runtime import Runtime
+from stillproof.errors import InputError
+
+Keep = Literal["first", "largest", "nearest"]
+"""Which adversarial image of several: the first, and then no other is looked for; of the largest loss; the nearest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,50 +47,222 @@ class AttackResult:
         return AttackResult(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
 
 
-@contextmanager
-def frozen(classifier: nn.Module, runtime: Runtime) -> Iterator[nn.Module]:
-    """The classifier in eval mode on the runtime's device, its parameters out of the gradient; restored after."""
-    training = classifier.training
-    required = [(p, p.requires_grad) for p in classifier.parameters()]
-    runtime.place(classifier.eval()).requires_grad_(False)
-    try:
-        yield classifier
-    finally:
-        classifier.train(training)
-        for parameter, before in required:
-            parameter.requires_grad_(before)
+@dataclass(frozen=True, slots=True)
+class Task:
+    """The images of a batch and what is wanted of them.
+
+    origin: float32, (n, C, H, W); labels: int64, (n,); target: the class each is to be taken for, or None: any other
+    than its label; ids: what identifies each for its noise.
+    """
+
+    origin: Tensor
+    labels: Tensor
+    target: Tensor | None
+    ids: Tensor
+
+    def adversarial(self, logits: Tensor) -> Tensor:
+        """Whether each image is taken for what it should, (n,)."""
+        guesses = logits.argmax(dim=1)
+        return guesses != self.labels if self.target is None else guesses == self.target
+
+    def __getitem__(self, rows: Tensor | slice) -> Task:
+        target = None if self.target is None else self.target[rows]
+        return Task(self.origin[rows], self.labels[rows], target, self.ids[rows])
+
+    def to(self, device: str) -> Task:
+        target = None if self.target is None else self.target.to(device)
+        return Task(self.origin.to(device), self.labels.to(device), target, self.ids.to(device))
 
 
-def input_gradient(
-    classifier: nn.Module, images: Tensor, loss: Callable[[Tensor], Tensor], runtime: Runtime
-) -> tuple[Tensor, Tensor]:
-    """Gradient of the summed loss with respect to the images, (n, C, H, W), and the logits, (n, K); float32."""
-    probe = images.detach().requires_grad_()
-    with torch.enable_grad():
-        with runtime.autocast():
-            logits = classifier(probe)
-        logits = logits.float()
-        (gradient,) = torch.autograd.grad(loss(logits).sum(), probe)
-    return gradient, logits.detach()
+@dataclass
+class State:
+    """What a search knows: every tensor has a row an image."""
+
+    def take(self, rows: Tensor) -> None:
+        """Forget the images that are not in `rows`."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if isinstance(value, Tensor | Task):
+                setattr(self, field.name, value[rows])
+
+
+class Search(Protocol):
+    """An attack at work on a batch."""
+
+    @property
+    def task(self) -> Task:
+        """The images that are still under attack."""
+
+    @property
+    def current(self) -> Tensor:
+        """The images to be looked at next, (n, C, H, W), inside [0, 1]."""
+
+    def ascended(self, logits: Tensor) -> Tensor:
+        """The loss, (n,), of which the gradient is taken."""
+
+    def move(self, slope: Slope, adversarial: Tensor) -> Tensor | None:
+        """Go on from `current`. Returns which images have nothing left to try, (n,) bool, or None: none."""
+
+    def take(self, rows: Tensor) -> None:
+        """Forget the images that are not in `rows`."""
+
+
+class Record:
+    """The best image of each of a batch so far, whether fp32 has confirmed it, and what the search has cost.
+
+    `best` is what the fast copy calls better than all before; `sure` is the last that the original confirmed. Nothing
+    here waits for the device, but for the one question whether any image is newly adversarial.
+    """
+
+    def __init__(self, model: Frozen, task: Task, threat: Threat, keep: Keep) -> None:
+        self.model, self.task, self.threat, self.keep = model, task, threat, keep
+        n, device = len(task.origin), task.origin.device
+        self.clean = model.judge(task.origin)
+        self.misclassified = task.adversarial(self.clean)
+        self.success = self.misclassified.clone()
+        self.sure, self.best = task.origin.clone(), task.origin.clone()
+        self.score = torch.full((n,), -torch.inf, device=device)
+        self.is_hit = self.success.clone()
+        self.is_confirmed = torch.ones_like(self.success)
+        self.first = torch.where(self.success, 0, -1)
+        self.forwards = torch.ones(n, dtype=torch.int64, device=device)
+        self.backwards = torch.zeros_like(self.forwards)
+        self.looks = torch.zeros_like(self.forwards)
+
+    def open(self) -> Tensor:
+        """Rows that are still to be attacked."""
+        return (~(self.success if self.keep == "first" else self.misclassified)).nonzero()[:, 0]
+
+    def see(self, rows: Tensor, images: Tensor, value: Tensor, adversarial: Tensor, passes: tuple[int, int]) -> bool:
+        """Keep what is worth keeping of the images of these rows. Returns whether any is a first success.
+
+        value: the loss, (n,); adversarial: as the fast copy sees it, (n,); passes: forward and backward, an image.
+        """
+        self.forwards[rows] += passes[0]
+        self.backwards[rows] += passes[1]
+        self.looks[rows] += 1
+        fresh = (adversarial & ~self.success[rows]).nonzero()[:, 0]
+        if len(fresh):
+            right = self._judged(rows[fresh], images[fresh])
+            adversarial = adversarial.index_put((fresh,), right)
+            fresh = fresh[right]
+            confirmed = rows[fresh]
+            self.sure[confirmed], self.success[confirmed] = images[fresh], True
+            self.first[confirmed] = self.looks[confirmed]
+        origin, known = self.task.origin[rows], self.is_hit[rows]
+        score = -self.threat.distance(images, origin) if self.keep == "nearest" else value
+        better = (adversarial & ~known) | ((adversarial == known) & (score > self.score[rows]))
+        if self.keep == "nearest":
+            better &= adversarial
+        self.best[rows] = torch.where(better[:, None, None, None], images, self.best[rows])
+        self.score[rows] = torch.where(better, score, self.score[rows])
+        self.is_hit[rows] = known | better & adversarial
+        self.is_confirmed[rows] &= ~(better & adversarial)
+        return len(fresh) > 0
+
+    def _judged(self, rows: Tensor, images: Tensor) -> Tensor:
+        """Whether the original, in fp32, calls these images adversarial."""
+        if not self.model.rounds:
+            return torch.ones_like(rows, dtype=torch.bool)
+        self.forwards[rows] += 1
+        return self.task[rows].adversarial(self.model.judge(images))
+
+    def settle(self) -> None:
+        """Let fp32 judge the best images; one that it does not confirm gives way to the last that it did."""
+        rows = (~self.is_confirmed).nonzero()[:, 0]
+        if not len(rows):
+            return
+        right = self._judged(rows, self.best[rows])
+        confirmed, lost = rows[right], rows[~right]
+        self.sure[confirmed] = self.best[confirmed]
+        self.best[lost] = self.sure[lost]
+        if self.keep == "nearest":
+            self.score[lost] = -self.threat.distance(self.sure[lost], self.task.origin[lost])
+        self.is_confirmed[rows] = True
+
+    def result(self) -> AttackResult:
+        """What was found, judged in fp32 on the original."""
+        if self.keep != "first":
+            self.settle()
+        missed = (~self.success).nonzero()[:, 0]
+        if len(missed) and self.keep != "nearest" and self.model.rounds:  # what the fast copy may not have seen
+            late = missed[self._judged(missed, self.best[missed])]
+            self.success[late], self.sure[late], self.first[late] = True, self.best[late], self.looks[late]
+        images = torch.where(self.success[:, None, None, None], self.sure, self.best)
+        distance = self.threat.distance(images, self.task.origin)
+        if self.keep == "nearest":
+            distance = torch.where(self.success, distance, torch.inf)
+        return AttackResult(
+            images=images,
+            success=self.success,
+            distance=distance,
+            forwards=self.forwards,
+            backwards=self.backwards,
+            queries=torch.zeros_like(self.forwards),
+            first_success=self.first,
+        )
+
+
+def climb(model: Frozen, record: Record, search: Search, rows: Tensor, *, steps: int, samples: int = 1) -> None:
+    """Let a search take up to `steps` steps from where it is; what it sees goes into the record.
+
+    rows: which of the record's images the search is about, in its order. samples: passes a look (EOT).
+    """
+    for _ in range(steps):
+        slope = model.slope(search.current, search.ascended, samples=samples)
+        adversarial = search.task.adversarial(slope.logits)
+        fresh = record.see(rows, search.current, slope.value, adversarial, (samples, samples))
+        gone = search.move(slope, adversarial)
+        if fresh and record.keep == "first":
+            done = record.success[rows]
+            gone = done if gone is None else gone | done
+        if gone is not None and gone.any():
+            stay = (~gone).nonzero()[:, 0]
+            if not len(stay):
+                return
+            rows = rows[stay]
+            search.take(stay)
+    logits = model.answer(search.current)
+    adversarial = search.task.adversarial(logits)
+    record.see(rows, search.current, search.ascended(logits), adversarial, (1, 0))
 
 
 def in_batches(
-    images: Tensor,
+    classifier: nn.Module,
+    task: Task,
     batch_size: int,
     runtime: Runtime,
-    attack: Callable[[Tensor, slice], AttackResult],
+    attack: Callable[[Frozen, Task], AttackResult],
 ) -> AttackResult:
-    """Run an attack batch by batch; each batch is moved to the device, and its result back."""
+    """Run an attack batch by batch; each is moved to the device, and its result back.
+
+    Where memory runs out, a batch is tried again at half its size, down to one image. Raises InputError.
+    """
+    images = task.origin
+    if not (len(images) == len(task.labels) == len(task.ids)) or images.ndim != 4:
+        raise InputError(
+            f"{tuple(images.shape)} images, {len(task.labels)} labels and {len(task.ids)} ids do not fit.",
+            "Give images (N, C, H, W), and a label each.",
+        )
+    if task.target is not None and len(task.target) != len(images):
+        raise InputError(f"{len(task.target)} targets for {len(images)} images.", "Give one each.")
     check_range(float(images.min()), float(images.max()), "the images to attack")
-    parts = []
-    for rows in batches(len(images), batch_size):
-        found = attack(images[rows].to(runtime.device), rows)
-        parts.append(AttackResult(*(getattr(found, name).cpu() for name in AttackResult.__slots__)))
+    parts: list[AttackResult] = []
+    with frozen(classifier, images, runtime) as model:
+        start = 0
+        while start < len(images):
+            rows = slice(start, start + batch_size)
+            try:
+                found = attack(model, task[rows].to(runtime.device))
+            except RuntimeError as error:
+                if not _is_out_of_memory(error) or batch_size == 1:
+                    raise
+                batch_size = max(1, min(batch_size, len(images) - start) // 2)
+                continue
+            parts.append(AttackResult(*(getattr(found, name).cpu() for name in AttackResult.__slots__)))
+            start += batch_size
     return AttackResult.join(parts)
 
 
-def misclassified(classifier: nn.Module, images: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
-    """Whether each image is an adversarial success, (n,), judged in fp32: not its label, or the target."""
-    with torch.no_grad():
-        guesses: Tensor = classifier(images).argmax(dim=1)
-    return guesses != labels if target is None else guesses == target
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

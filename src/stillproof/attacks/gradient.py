@@ -1,32 +1,41 @@
-"""Attacks that follow the gradient of a loss: PGD, of which FGSM is the one-step case."""
+"""Attacks that climb a loss inside a ball: FGSM, PGD, APGD."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from itertools import product
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from stillproof.attacks import losses
-from stillproof.attacks.driver import AttackResult, frozen, in_batches, input_gradient, misclassified
+from stillproof.attacks.attack import Attack
+from stillproof.attacks.driver import AttackResult, Record, State, Task, climb
+from stillproof.attacks.frozen import Frozen, Slope
+from stillproof.attacks.losses import LOSSES, LossName
 from stillproof.attacks.threats import Linf, Threat
 from stillproof.core.noise import Noise, derive
-from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
-
-LossName = Literal["cross-entropy", "margin"]
-LOSSES = {"cross-entropy": losses.cross_entropy, "margin": losses.margin}
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD:
+class FGSM(Attack):
+    """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step to the edge of the ball."""
+
+    threat: Threat = field(default_factory=lambda: Linf(8 / 255))
+    loss: LossName = "cross-entropy"
+
+    def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
+        single = PGD(threat=self.threat, steps=1, step=1.0, loss=self.loss, random_start=False, samples=self.samples)
+        return single.attack(model, task, seed)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PGD(Attack):
     """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083).
 
-    step: as a share of epsilon. An image keeps the first iterate that succeeds; with `run_to_end` it is
+    step: as a share of epsilon. An image keeps the first iterate that succeeds and leaves; with `run_to_end` it is
     optimised through all steps and keeps the successful iterate of the largest loss, as those need who train
     on the examples and do not only count them. Where none succeeds it keeps that of the largest loss.
-    A success is one only after fp32 has confirmed it.
     """
 
     threat: Threat = field(default_factory=lambda: Linf(8 / 255))
@@ -34,89 +43,180 @@ class PGD:
     step: float = 0.125
     loss: LossName = "cross-entropy"
     random_start: bool = True
+    restarts: int = 1
     run_to_end: bool = False
-    batch_size: int = 512
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.step <= 0 or self.batch_size < 1 or self.loss not in LOSSES:
-            raise InputError(f"{self} cannot run.", "Give 1 or more steps, a positive step and a known loss.")
+        super().__post_init__()
+        if self.steps < 1 or self.step <= 0 or self.restarts < 1 or self.loss not in LOSSES:
+            raise InputError(f"{self} cannot run.", "Give 1 or more steps and restarts, a positive step, a known loss.")
+        if self.restarts > 1 and not self.random_start:
+            raise InputError(f"{self} would do the same {self.restarts} times.", "Let it start at random.")
 
-    def __call__(
-        self,
-        classifier: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        target: Tensor | None = None,
-        seed: int = 0,
-        ids: Tensor | None = None,
-        runtime: Runtime | None = None,
-    ) -> AttackResult:
-        """Attack images, float32 in [0, 1], (N, C, H, W), with labels (or towards targets), int64, (N,).
+    def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
+        record = Record(model, task, self.threat, "largest" if self.run_to_end else "first")
+        for restart in range(self.restarts):
+            rows = record.open()
+            if not len(rows):
+                break
+            left = task[rows]
+            noise = Noise(derive(seed, "pgd", restart), left.ids, 0)
+            start = self.threat.random_start(left.origin, noise) if self.random_start else left.origin
+            climb(model, record, _Ascent(left, start, self), rows, steps=self.steps, samples=self.samples)
+        return record.result()
 
-        ids: what identifies each image for its random start (default: its position). Raises InputError.
-        """
-        runtime = runtime or Runtime.choose()
-        ids = torch.arange(len(images)) if ids is None else ids
 
-        def attack(batch: Tensor, rows: slice) -> AttackResult:
-            goal = None if target is None else target[rows].to(batch.device)
-            noise = Noise(derive(seed, "pgd"), ids[rows].to(batch.device), 0)
-            return self._attack(model, batch, labels[rows].to(batch.device), goal, noise, runtime)
+@dataclass
+class _Ascent(State):
+    """Steps of one length."""
 
-        with frozen(classifier, runtime) as model:
-            return in_batches(images, self.batch_size, runtime, attack)
+    task: Task
+    current: Tensor
+    settings: PGD
 
-    def _attack(
-        self,
-        model: nn.Module,
-        origin: Tensor,
-        labels: Tensor,
-        target: Tensor | None,
-        noise: Noise,
-        runtime: Runtime,
-    ) -> AttackResult:
-        n, device = len(origin), origin.device
-        per_image = LOSSES[self.loss]
+    def ascended(self, logits: Tensor) -> Tensor:
+        return LOSSES[self.settings.loss](logits, self.task.labels, self.task.target)
 
-        def ascended(logits: Tensor) -> Tensor:
-            return per_image(logits, labels) if target is None else -per_image(logits, target)
+    def move(self, slope: Slope, adversarial: Tensor) -> None:  # noqa: ARG002
+        threat = self.settings.threat
+        moved = self.current + self.settings.step * threat.epsilon * threat.steepest(slope.gradient)
+        self.current = threat.project(moved, self.task.origin)
 
-        done = misclassified(model, origin, labels, target)
-        first = torch.where(done, 0, -1)
-        best, best_hit = origin.clone(), done.clone()
-        sure = origin.clone()  # the first success that fp32 confirmed
-        best_loss = torch.full((n,), -torch.inf, device=device)
-        forwards = torch.full((n,), self.steps + 3, device=device)
-        current = self.threat.random_start(origin, noise) if self.random_start else origin
-        for number in range(1, self.steps + 2):  # each pass judges an iterate and, but for the last, moves on
-            gradient, logits = input_gradient(model, current, ascended, runtime)
-            value = ascended(logits)
-            hit = logits.argmax(dim=1) != labels if target is None else logits.argmax(dim=1) == target
-            fresh = (hit & ~best_hit).nonzero()[:, 0]
-            if len(fresh) and runtime.precision != "fp32":  # half precision errs where it matters: at the boundary
-                goal = None if target is None else target[fresh]
-                hit[fresh] = misclassified(model, current[fresh], labels[fresh], goal)
-                forwards[fresh] += 1
-            first = torch.where((first < 0) & hit, number, first)
-            sure = torch.where((hit & ~best_hit)[:, None, None, None], current, sure)
-            better = (hit & ~best_hit) | ((hit == best_hit) & (value > best_loss))
-            if not self.run_to_end:
-                better &= ~best_hit
-            best = torch.where(better[:, None, None, None], current, best)
-            best_hit, best_loss = best_hit | (better & hit), torch.where(better, value, best_loss)
-            if number <= self.steps:
-                moved = current + self.step * self.threat.epsilon * self.threat.steepest(gradient)
-                current = self.threat.project(moved, origin).contiguous(memory_format=runtime.memory_format)
-        success = misclassified(model, best, labels, target)
-        lost = (best_hit & ~success)[:, None, None, None]  # a larger loss in half precision that is no success
-        best, success = torch.where(lost, sure, best), success | best_hit
-        return AttackResult(
-            images=best,
-            success=success,
-            distance=self.threat.distance(best, origin),
-            forwards=forwards,
-            backwards=torch.full((n,), self.steps + 1, device=device),
-            queries=torch.zeros(n, dtype=torch.int64, device=device),
-            first_success=first,
+
+MOMENTUM = 0.75
+"""Share of the new step in APGD's."""
+
+ENOUGH_RISES = 0.75
+"""ρ: a window in which the loss rose in a smaller share of steps has oscillated."""
+
+FIRST_WINDOW, SHORTER_BY, SHORTEST_WINDOW = 0.22, 0.03, 0.06
+"""APGD's windows between two looks at the step size, as shares of all steps."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(Attack):
+    """Auto-PGD: a step size for each image that halves where the loss no longer rises.
+
+    targets: with 0 it ascends `loss`; with n > 0 it makes n searches, each towards the next likely wrong class, by the
+    targeted form of the loss, and any misclassification is a success (APGD-T: `loss="dlr", targets=9`).
+    Source: Croce & Hein 2020, arXiv 2003.01690.
+    """
+
+    threat: Threat = field(default_factory=lambda: Linf(8 / 255))
+    steps: int = 100
+    loss: LossName = "cross-entropy"
+    restarts: int = 1
+    targets: int = 0
+    run_to_end: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.steps < 1 or self.restarts < 1 or self.targets < 0 or self.loss not in LOSSES:
+            raise InputError(f"{self} cannot run.", "Give 1 or more steps and restarts, and a known loss.")
+
+    def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
+        record = Record(model, task, self.threat, "largest" if self.run_to_end else "first")
+        for number, towards in product(range(self.restarts), self._aims(task, record)):
+            rows = record.open()
+            if not len(rows):
+                break
+            left = task[rows]
+            noise = Noise(derive(seed, "apgd", number), left.ids, 0)
+            start = self.threat.random_start(left.origin, noise)
+            search = _AutoAscent.begin(left, None if towards is None else towards[rows], start, self)
+            climb(model, record, search, rows, steps=self.steps, samples=self.samples)
+        return record.result()
+
+    def _aims(self, task: Task, record: Record) -> list[Tensor | None]:
+        """What each search goes towards: away from the label, towards the target, or towards each likely class."""
+        if task.target is not None or not self.targets:
+            return [task.target]
+        likely = record.clean.scatter(1, task.labels[:, None], -torch.inf).argsort(dim=1, descending=True)
+        return list(likely[:, : min(self.targets, likely.shape[1] - 1)].T)
+
+
+@dataclass
+class _AutoAscent(State):
+    """Steps with momentum, of each image's own length."""
+
+    task: Task
+    towards: Tensor | None
+    settings: APGD
+    current: Tensor
+    previous: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_value: Tensor
+    last_value: Tensor
+    rises: Tensor
+    length: Tensor
+    was_halved: Tensor
+    value_at_check: Tensor
+    number: int = 0
+    window: int = 0
+    in_window: int = 0
+
+    @classmethod
+    def begin(cls, task: Task, towards: Tensor | None, start: Tensor, settings: APGD) -> _AutoAscent:
+        low = torch.full((len(start),), -torch.inf, device=start.device)
+        return cls(
+            task=task,
+            towards=towards,
+            settings=settings,
+            current=start,
+            previous=start,
+            best=start,
+            best_gradient=torch.zeros_like(start),
+            best_value=low,
+            last_value=low,
+            rises=torch.zeros_like(low),
+            length=torch.full_like(low, 2 * settings.threat.epsilon),
+            was_halved=torch.ones_like(low, dtype=torch.bool),
+            value_at_check=low,
+            window=max(1, int(FIRST_WINDOW * settings.steps)),
         )
+
+    def ascended(self, logits: Tensor) -> Tensor:
+        return LOSSES[self.settings.loss](logits, self.task.labels, self.towards)
+
+    def move(self, slope: Slope, adversarial: Tensor) -> None:  # noqa: ARG002
+        value, gradient = slope.value, slope.gradient
+        if self.number:
+            self.rises += value > self.last_value
+            self.in_window += 1
+        better = value > self.best_value
+        self.best = _where(better, self.current, self.best)
+        self.best_gradient = _where(better, gradient, self.best_gradient)
+        self.best_value = torch.where(better, value, self.best_value)
+        self.last_value = value
+        if not self.number:
+            self.value_at_check = value
+        if self.in_window == self.window:
+            gradient = self._shortened(gradient)
+        self._step(gradient)
+        self.number += 1
+
+    def _shortened(self, gradient: Tensor) -> Tensor:
+        """Halve the steps that bring nothing, and go back to the best point; returns the gradients there."""
+        oscillated = self.rises <= ENOUGH_RISES * self.window
+        stuck = ~self.was_halved & (self.value_at_check >= self.best_value)
+        halved = oscillated | stuck
+        self.length = torch.where(halved, self.length / 2, self.length)
+        self.current = _where(halved, self.best, self.current)
+        self.was_halved, self.value_at_check = halved, self.best_value
+        self.rises = torch.zeros_like(self.rises)
+        steps = self.settings.steps
+        self.window = max(self.window - max(1, int(SHORTER_BY * steps)), int(SHORTEST_WINDOW * steps), 1)
+        self.in_window = 0
+        return _where(halved, self.best_gradient, gradient)
+
+    def _step(self, gradient: Tensor) -> None:
+        threat, origin = self.settings.threat, self.task.origin
+        share = MOMENTUM if self.number else 1.0
+        aimed = threat.project(self.current + self.length[:, None, None, None] * threat.steepest(gradient), origin)
+        moved = self.current + share * (aimed - self.current) + (1 - share) * (self.current - self.previous)
+        self.previous, self.current = self.current, threat.project(moved, origin)
+
+
+def _where(chosen: Tensor, images: Tensor, others: Tensor) -> Tensor:
+    return torch.where(chosen[:, None, None, None], images, others)

@@ -1,0 +1,208 @@
+"""A classifier prepared for attack: a frozen copy to climb on, and the original, in fp32, to judge by."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from stillproof.core.runtime import Runtime
+
+PROBES = 4
+"""Images that the original and its copy are compared on before an attack."""
+
+FOLDING_TOLERANCE = 1e-3
+"""How much folding may change the differences between logits, as a share of the largest."""
+
+ROUNDING_TOLERANCE = 0.05
+"""How much bf16 may: a model that adds 1000 to its logits has nothing left of them in bf16, and runs in fp32."""
+
+Loss = Callable[[Tensor], Tensor]
+"""Logits, (n, K) -> what is ascended, (n,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slope:
+    """What a pass forward and back showed of some images; float32.
+
+    logits: (n, K); value: the loss, (n,); gradient: of the loss with respect to the image, (n, C, H, W).
+    """
+
+    logits: Tensor
+    value: Tensor
+    gradient: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Frozen:
+    """A classifier during an attack.
+
+    exact: the original, in eval mode, which judges in fp32; fast: a copy without gradients of its parameters, its
+    batch norms folded into the convolutions, in the runtime's precision; folded: how many were.
+    """
+
+    exact: nn.Module
+    fast: nn.Module
+    runtime: Runtime
+    folded: int = 0
+
+    @property
+    def rounds(self) -> bool:
+        """Whether the fast copy can differ from the original in what it says of an image."""
+        return self.fast is not self.exact or self.runtime.precision != "fp32"
+
+    def answer(self, images: Tensor) -> Tensor:
+        """Logits of the fast copy, (n, K), float32."""
+        with torch.no_grad(), self.runtime.autocast():
+            logits: Tensor = self.fast(self._laid_out(images))
+        return logits.float()
+
+    def judge(self, images: Tensor) -> Tensor:
+        """Logits of the original in fp32, (n, K)."""
+        with torch.no_grad():
+            logits: Tensor = self.exact(self._laid_out(images))
+        return logits.float()
+
+    def slope(self, images: Tensor, loss: Loss, *, samples: int = 1) -> Slope:
+        """The summed loss's gradient. samples: passes that are averaged, for randomised models (EOT)."""
+        found = [self._slope(images, loss) for _ in range(samples)]
+        if samples == 1:
+            return found[0]
+        logits, value, gradient = (
+            torch.stack([getattr(one, name) for one in found]).mean(0) for name in ("logits", "value", "gradient")
+        )
+        return Slope(logits, value, gradient)
+
+    def _slope(self, images: Tensor, loss: Loss) -> Slope:
+        probe = self._laid_out(images).detach().requires_grad_()
+        with torch.enable_grad():
+            with self.runtime.autocast():
+                logits = self.fast(probe)
+            logits = logits.float()
+            value = loss(logits)
+            (gradient,) = torch.autograd.grad(value.sum(), probe)
+        return Slope(logits.detach(), value.detach(), gradient)
+
+    def _laid_out(self, images: Tensor) -> Tensor:
+        return images.contiguous(memory_format=self.runtime.memory_format)
+
+
+@contextmanager
+def frozen(classifier: nn.Module, images: Tensor, runtime: Runtime) -> Iterator[Frozen]:
+    """Prepare a classifier; it is left as it was found, but for its device.
+
+    images: some of those to be attacked, float32, (n, C, H, W): the copy must answer them as the original does, or
+    the original is attacked itself.
+    """
+    modes = [(module, module.training) for module in classifier.modules()]
+    wanted = [(parameter, parameter.requires_grad) for parameter in classifier.parameters()]
+    runtime.place(classifier.eval()).requires_grad_(False)
+    try:
+        yield _prepared(classifier, images[:PROBES].to(runtime.device), runtime)
+    finally:
+        for module, training in modes:
+            module.training = training
+        for parameter, before in wanted:
+            parameter.requires_grad_(before)
+
+
+def _prepared(classifier: nn.Module, probe: Tensor, runtime: Runtime) -> Frozen:
+    plain = Frozen(classifier, classifier, runtime)
+    with torch.no_grad():
+        expected = plain.judge(probe)
+        if not torch.equal(expected, plain.judge(probe)):
+            return plain  # randomised: nothing can be compared with it
+    try:
+        copy = deepcopy(classifier)
+        folded = _fold(copy, probe)
+        full = replace(runtime, precision="fp32")
+        if not _agree(Frozen(classifier, copy, full).answer(probe), expected, FOLDING_TOLERANCE):
+            copy, folded = deepcopy(classifier), 0
+        found = Frozen(classifier, copy if folded else classifier, full, folded)
+        if runtime.precision == "bf16":
+            narrow = Frozen(classifier, _narrowed(deepcopy(copy)), runtime, folded)
+            if _agree(narrow.answer(probe), expected, ROUNDING_TOLERANCE):
+                found = narrow
+        found.slope(probe, lambda logits: logits.sum(dim=1))
+    except Exception:  # a module that cannot be copied, or whose copy does not run: attacked as it is
+        return plain
+    return found
+
+
+def _agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
+    """Whether the differences between logits, which decide, are the same to within a share of the largest."""
+    spread = expected - expected.mean(dim=1, keepdim=True)
+    error = found - found.mean(dim=1, keepdim=True) - spread
+    return bool(error.abs().max() <= tolerance * spread.abs().max())
+
+
+def _fold(model: nn.Module, probe: Tensor) -> int:
+    """Fold each batch norm into the convolution whose output it alone takes; how many were.
+
+    Which follow which is seen in a pass and in its autograd graph, so that a model's own control flow stays as it is.
+    What takes an output without gradient cannot be seen so; who folds compares the answers.
+    """
+    names = {module: name for name, module in model.named_modules()}
+    shared = Counter(id(module) for _, module in model.named_modules(remove_duplicate=False))
+    calls: Counter[nn.Module] = Counter()
+    outputs: dict[int, tuple[nn.Conv2d, Tensor]] = {}
+    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, Tensor]] = []
+
+    def watch(module: nn.Module, given: tuple[Tensor, ...], output: Tensor) -> None:
+        calls[module] += 1
+        if isinstance(module, nn.Conv2d):
+            outputs[id(output)] = (module, output)
+        elif isinstance(module, nn.BatchNorm2d) and module.running_mean is not None and id(given[0]) in outputs:
+            convolution, between = outputs[id(given[0])]
+            pairs.append((convolution, module, between))
+
+    watched = [module for module in names if type(module) in (nn.Conv2d, nn.BatchNorm2d) and not _has_hooks(module)]
+    hooks = [module.register_forward_hook(watch) for module in watched]
+    try:
+        with torch.enable_grad():
+            uses = _uses(model(probe.clone().requires_grad_()))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    folded = 0
+    for convolution, norm, between in pairs:
+        if (
+            all(calls[part] == 1 and shared[id(part)] == 1 for part in (convolution, norm))
+            and uses[between.grad_fn] == 1
+        ):
+            model.set_submodule(names[convolution], fuse_conv_bn_eval(convolution, norm))
+            model.set_submodule(names[norm], nn.Identity())
+            folded += 1
+    return folded
+
+
+def _uses(output: Tensor) -> Counter[object]:
+    """How often each node of the graph under `output` is used by another."""
+    uses: Counter[object] = Counter()
+    waiting: list[Any] = [output.grad_fn]
+    while waiting:
+        for node, _ in waiting.pop().next_functions:
+            if node is not None:
+                uses[node] += 1
+                if uses[node] == 1:
+                    waiting.append(node)
+    return uses
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _narrowed(model: nn.Module) -> nn.Module:
+    """The weights that autocast would turn into bf16 in every pass, turned once."""
+    for module in model.modules():
+        if type(module) in (nn.Conv2d, nn.Linear):
+            module.to(torch.bfloat16)
+    return model
