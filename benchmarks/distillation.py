@@ -2,8 +2,8 @@
 
 Teacher zoo:resnet18?width=16, student zoo:preresnet20?width=8, standard profile (12 epochs) on the training part of
 20 000 images, every objective at its defaults (those of its paper or its reference code, which train for 240 epochs;
-nothing is tuned here). Resumable: stages that are in the store (STILLPROOF_STORE, default runs/store) are not run again.
-About an hour and a half on two cores from nothing.
+nothing is tuned here). Resumable: what is in the store (STILLPROOF_STORE, default runs/store) is not run again. About
+an hour and a half on two cores from nothing.
 `python benchmarks/distillation.py [OBJECTIVE ...]` runs some of them.
 """
 

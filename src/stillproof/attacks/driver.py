@@ -7,20 +7,28 @@ keeping (`Record`), and lets images that are done leave the batch, once fp32 has
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from stillproof.attacks.frozen import Frozen, Slope, frozen
-from stillproof.attacks.threats import Threat
+from stillproof.attacks.losses import margin
+from stillproof.attacks.threats import Norm
 from stillproof.core.images import check_range
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
 
 Keep = Literal["first", "largest", "nearest"]
 """Which adversarial image of several: the first, and then no other is looked for; of the largest loss; the nearest."""
+
+
+PUSHES = (1.0, 1.005, 1.02, 1.1)
+"""How far the nearest image is pushed on, until fp32 calls it adversarial."""
+
+BISECTIONS = 5
+"""Halvings of the last tenth of the way to it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,26 +60,30 @@ class Task:
     """The images of a batch and what is wanted of them.
 
     origin: float32, (n, C, H, W); labels: int64, (n,); target: the class each is to be taken for, or None: any other
-    than its label; ids: what identifies each for its noise.
+    than its label; ids: what identifies each for its noise; confidence: the margin that is asked for, κ.
     """
 
     origin: Tensor
     labels: Tensor
     target: Tensor | None
     ids: Tensor
+    confidence: float = 0.0
 
     def adversarial(self, logits: Tensor) -> Tensor:
         """Whether each image is taken for what it should, (n,)."""
+        if self.confidence:
+            return margin(logits, self.labels, self.target) >= self.confidence
         guesses = logits.argmax(dim=1)
         return guesses != self.labels if self.target is None else guesses == self.target
 
     def __getitem__(self, rows: Tensor | slice) -> Task:
         target = None if self.target is None else self.target[rows]
-        return Task(self.origin[rows], self.labels[rows], target, self.ids[rows])
+        return replace(self, origin=self.origin[rows], labels=self.labels[rows], target=target, ids=self.ids[rows])
 
     def to(self, device: str) -> Task:
         target = None if self.target is None else self.target.to(device)
-        return Task(self.origin.to(device), self.labels.to(device), target, self.ids.to(device))
+        origin, labels, ids = self.origin.to(device), self.labels.to(device), self.ids.to(device)
+        return replace(self, origin=origin, labels=labels, target=target, ids=ids)
 
 
 @dataclass
@@ -107,6 +119,18 @@ class Search(Protocol):
         """Forget the images that are not in `rows`."""
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the record says of the images that it was shown.
+
+    adversarial: (n,), as the fast copy sees it, but where an image would fall for the first time: there fp32 has
+    judged; any_first: whether one has fallen for the first time.
+    """
+
+    adversarial: Tensor
+    any_first: bool
+
+
 class Record:
     """The best image of each of a batch so far, whether fp32 has confirmed it, and what the search has cost.
 
@@ -114,8 +138,8 @@ class Record:
     here waits for the device, but for the one question whether any image is newly adversarial.
     """
 
-    def __init__(self, model: Frozen, task: Task, threat: Threat, keep: Keep) -> None:
-        self.model, self.task, self.threat, self.keep = model, task, threat, keep
+    def __init__(self, model: Frozen, task: Task, norm: Norm, keep: Keep) -> None:
+        self.model, self.task, self.norm, self.keep = model, task, norm, keep
         n, device = len(task.origin), task.origin.device
         self.clean = model.judge(task.origin)
         self.misclassified = task.adversarial(self.clean)
@@ -133,24 +157,27 @@ class Record:
         """Rows that are still to be attacked."""
         return (~(self.success if self.keep == "first" else self.misclassified)).nonzero()[:, 0]
 
-    def see(self, rows: Tensor, images: Tensor, value: Tensor, adversarial: Tensor, passes: tuple[int, int]) -> bool:
-        """Keep what is worth keeping of the images of these rows. Returns whether any is a first success.
+    def see(
+        self, rows: Tensor, task: Task, images: Tensor, value: Tensor, logits: Tensor, passes: tuple[int, int]
+    ) -> Seen:
+        """Keep what is worth keeping of the images of these rows.
 
-        value: the loss, (n,); adversarial: as the fast copy sees it, (n,); passes: forward and backward, an image.
+        task: that of these rows; value: the loss, (n,); logits: of the fast copy, (n, K); passes: forward and backward, an image.
         """
+        adversarial = task.adversarial(logits)
         self.forwards[rows] += passes[0]
         self.backwards[rows] += passes[1]
         self.looks[rows] += 1
         fresh = (adversarial & ~self.success[rows]).nonzero()[:, 0]
         if len(fresh):
-            right = self._judged(rows[fresh], images[fresh])
+            right = self._confirmed(rows[fresh], images[fresh])
             adversarial = adversarial.index_put((fresh,), right)
             fresh = fresh[right]
             confirmed = rows[fresh]
             self.sure[confirmed], self.success[confirmed] = images[fresh], True
             self.first[confirmed] = self.looks[confirmed]
-        origin, known = self.task.origin[rows], self.is_hit[rows]
-        score = -self.threat.distance(images, origin) if self.keep == "nearest" else value
+        known = self.is_hit[rows]
+        score = -self.norm.distance(images, task.origin) if self.keep == "nearest" else value
         better = (adversarial & ~known) | ((adversarial == known) & (score > self.score[rows]))
         if self.keep == "nearest":
             better &= adversarial
@@ -158,26 +185,59 @@ class Record:
         self.score[rows] = torch.where(better, score, self.score[rows])
         self.is_hit[rows] = known | better & adversarial
         self.is_confirmed[rows] &= ~(better & adversarial)
-        return len(fresh) > 0
+        return Seen(adversarial, len(fresh) > 0)
 
     def _judged(self, rows: Tensor, images: Tensor) -> Tensor:
         """Whether the original, in fp32, calls these images adversarial."""
-        if not self.model.rounds:
-            return torch.ones_like(rows, dtype=torch.bool)
         self.forwards[rows] += 1
         return self.task[rows].adversarial(self.model.judge(images))
+
+    def _confirmed(self, rows: Tensor, images: Tensor) -> Tensor:
+        """The same for images that the search has called so."""
+        return self._judged(rows, images) if self.model.rounds else torch.ones_like(rows, dtype=torch.bool)
 
     def settle(self) -> None:
         """Let fp32 judge the best images; one that it does not confirm gives way to the last that it did."""
         rows = (~self.is_confirmed).nonzero()[:, 0]
         if not len(rows):
             return
-        right = self._judged(rows, self.best[rows])
+        right = self._confirmed(rows, self.best[rows])
         confirmed, lost = rows[right], rows[~right]
         self.sure[confirmed] = self.best[confirmed]
         self.best[lost] = self.sure[lost]
         if self.keep == "nearest":
-            self.score[lost] = -self.threat.distance(self.sure[lost], self.task.origin[lost])
+            self.score[lost] = -self.norm.distance(self.sure[lost], self.task.origin[lost])
+        self.is_confirmed[rows] = True
+
+    def polish(self) -> None:
+        """Move the best images along the line from their origin to where fp32 just calls them adversarial.
+
+        The fast copy's boundary is not quite the original's. What it called nearest may lie a little short of it, and
+        is pushed over; then the last tenth of the way is bisected.
+        """
+        rows = (self.success & ~self.misclassified).nonzero()[:, 0]
+        if not len(rows):
+            return
+        origin = self.task.origin[rows]
+        change = self.best[rows] - origin
+        reach = torch.full((len(rows),), torch.inf, device=origin.device)
+        for factor in PUSHES:
+            missing = reach.isinf().nonzero()[:, 0]
+            if not len(missing):
+                break
+            pushed = (origin[missing] + factor * change[missing]).clamp_(0, 1)
+            right = self._judged(rows[missing], pushed)
+            reach[missing[right]] = factor
+        lost = reach.isinf()
+        change = torch.where(lost[:, None, None, None], self.sure[rows] - origin, change)
+        high = torch.where(lost, 1.0, reach)
+        low = 0.9 * high
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            right = self._judged(rows, (origin + middle[:, None, None, None] * change).clamp_(0, 1))
+            low, high = torch.where(right, low, middle), torch.where(right, middle, high)
+        self.best[rows] = (origin + high[:, None, None, None] * change).clamp_(0, 1)
+        self.sure[rows] = self.best[rows]
         self.is_confirmed[rows] = True
 
     def result(self) -> AttackResult:
@@ -189,7 +249,7 @@ class Record:
             late = missed[self._judged(missed, self.best[missed])]
             self.success[late], self.sure[late], self.first[late] = True, self.best[late], self.looks[late]
         images = torch.where(self.success[:, None, None, None], self.sure, self.best)
-        distance = self.threat.distance(images, self.task.origin)
+        distance = self.norm.distance(images, self.task.origin)
         if self.keep == "nearest":
             distance = torch.where(self.success, distance, torch.inf)
         return AttackResult(
@@ -210,10 +270,9 @@ def climb(model: Frozen, record: Record, search: Search, rows: Tensor, *, steps:
     """
     for _ in range(steps):
         slope = model.slope(search.current, search.ascended, samples=samples)
-        adversarial = search.task.adversarial(slope.logits)
-        fresh = record.see(rows, search.current, slope.value, adversarial, (samples, samples))
-        gone = search.move(slope, adversarial)
-        if fresh and record.keep == "first":
+        seen = record.see(rows, search.task, search.current, slope.value, slope.logits, (samples, samples))
+        gone = search.move(slope, seen.adversarial)
+        if seen.any_first and record.keep == "first":
             done = record.success[rows]
             gone = done if gone is None else gone | done
         if gone is not None and gone.any():
@@ -223,8 +282,7 @@ def climb(model: Frozen, record: Record, search: Search, rows: Tensor, *, steps:
             rows = rows[stay]
             search.take(stay)
     logits = model.answer(search.current)
-    adversarial = search.task.adversarial(logits)
-    record.see(rows, search.current, search.ascended(logits), adversarial, (1, 0))
+    record.see(rows, search.task, search.current, search.ascended(logits), logits, (1, 0))
 
 
 def in_batches(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,20 @@ from stillproof.core.noise import Noise
 from stillproof.errors import InputError
 
 
-class Threat(Protocol):
+class Norm(Protocol):
+    """How long a change of an image is. Images and changes are float32, (n, C, H, W)."""
+
+    def distance(self, images: Tensor, origin: Tensor) -> Tensor:
+        """How far each image is from its origin, (n,)."""
+
+    def cut(self, change: Tensor, radius: Tensor) -> Tensor:
+        """The nearest changes of at most these lengths, (n,)."""
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        """What a change of length 1 gains at the most, (n,)."""
+
+
+class Threat(Norm, Protocol):
     """A ball in pixel space. Images are float32 in [0, 1], (n, C, H, W)."""
 
     @property
@@ -29,9 +43,6 @@ class Threat(Protocol):
 
     def steepest(self, gradient: Tensor) -> Tensor:
         """The direction of length 1 in which a step of this norm gains the most."""
-
-    def distance(self, images: Tensor, origin: Tensor) -> Tensor:
-        """How far each image is from its origin, (n,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +67,12 @@ class Linf:
     def distance(self, images: Tensor, origin: Tensor) -> Tensor:
         return (images - origin).abs().flatten(1).amax(dim=1)
 
+    def cut(self, change: Tensor, radius: Tensor) -> Tensor:
+        return torch.clamp(change, -_per_image(radius), _per_image(radius))
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        return gradient.abs().flatten(1).sum(dim=1)
+
 
 @dataclass(frozen=True, slots=True)
 class L2:
@@ -68,10 +85,9 @@ class L2:
 
     def project(self, images: Tensor, origin: Tensor) -> Tensor:
         change = images - origin
-        length = _per_image(_lengths(change))
-        shorter = torch.clamp(self.epsilon / length.clamp_min(torch.finfo(torch.float32).tiny), max=1.0)
+        radius = torch.full((len(change),), self.epsilon, device=change.device)
         # the cut to [0, 1] moves pixels towards the origin, so it cannot leave the ball
-        return (origin + change * shorter).clamp_(0, 1)
+        return (origin + self.cut(change, radius)).clamp_(0, 1)
 
     def random_start(self, origin: Tensor, noise: Noise) -> Tensor:
         direction = noise.normal(tuple(origin.shape[1:]), stream="direction")
@@ -87,6 +103,13 @@ class L2:
     def distance(self, images: Tensor, origin: Tensor) -> Tensor:
         return _lengths(images - origin)
 
+    def cut(self, change: Tensor, radius: Tensor) -> Tensor:
+        lengths = _lengths(change).clamp_min(torch.finfo(torch.float32).tiny)
+        return change * _per_image(torch.clamp(radius / lengths, max=1.0))
+
+    def dual(self, gradient: Tensor) -> Tensor:
+        return _lengths(gradient)
+
 
 def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
@@ -100,6 +123,12 @@ def _lengths(change: Tensor) -> Tensor:
 def _check(epsilon: float) -> None:
     if not (math.isfinite(epsilon) and epsilon >= 0):
         raise InputError(f"epsilon={epsilon} is no radius.", "Give a finite number, 0 or more, such as 8/255.")
+
+
+NormName = Literal["linf", "l2"]
+
+NORMS: Mapping[NormName, Norm] = {"linf": Linf(0), "l2": L2(0)}
+"""For attacks that look for the smallest change, and know no epsilon."""
 
 
 def parse_threat(text: str) -> Linf | L2:
