@@ -7,13 +7,14 @@ keeping (`Record`), and lets images that are done leave the batch, once fp32 has
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from typing import Literal, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from stillproof.attacks.frozen import Frozen, Slope, frozen
+from stillproof.attacks.frozen import Classifier, Frozen, Slope, asked, frozen
 from stillproof.attacks.losses import margin
 from stillproof.attacks.threats import Norm
 from stillproof.core.images import check_range
@@ -134,12 +135,13 @@ class Seen:
 class Record:
     """The best image of each of a batch so far, whether fp32 has confirmed it, and what the search has cost.
 
-    `best` is what the fast copy calls better than all before; `sure` is the last that the original confirmed. Nothing
-    here waits for the device, but for the one question whether any image is newly adversarial.
+    `best` is what the fast copy calls better than all before; `sure` is the last that the original confirmed. queries:
+    what may be asked about an image, by an attack without gradients. Nothing waits for the device, but for the question
+    whether any image is newly adversarial.
     """
 
-    def __init__(self, model: Frozen, task: Task, norm: Norm, keep: Keep) -> None:
-        self.model, self.task, self.norm, self.keep = model, task, norm, keep
+    def __init__(self, model: Frozen, task: Task, norm: Norm, keep: Keep, *, queries: int | None = None) -> None:
+        self.model, self.task, self.norm, self.keep, self.queries = model, task, norm, keep, queries
         n, device = len(task.origin), task.origin.device
         self.clean = model.judge(task.origin)
         self.misclassified = task.adversarial(self.clean)
@@ -157,12 +159,19 @@ class Record:
         """Rows that are still to be attacked."""
         return (~(self.success if self.keep == "first" else self.misclassified)).nonzero()[:, 0]
 
+    def spent(self, rows: Tensor) -> Tensor:
+        """Which of these images cannot pay for another look, and for what fp32 may have to judge after it, (n,)."""
+        if self.queries is None:
+            return torch.zeros_like(rows, dtype=torch.bool)
+        return self.forwards[rows] + (3 if self.model.rounds else 1) > self.queries
+
     def see(
         self, rows: Tensor, task: Task, images: Tensor, value: Tensor, logits: Tensor, passes: tuple[int, int]
     ) -> Seen:
         """Keep what is worth keeping of the images of these rows.
 
-        task: that of these rows; value: the loss, (n,); logits: of the fast copy, (n, K); passes: forward and backward, an image.
+        task: that of these rows; value: the loss, (n,); logits: of the fast copy, (n, K); passes: forward and backward,
+        an image.
         """
         adversarial = task.adversarial(logits)
         self.forwards[rows] += passes[0]
@@ -244,7 +253,7 @@ class Record:
         """What was found, judged in fp32 on the original."""
         if self.keep != "first":
             self.settle()
-        missed = (~self.success).nonzero()[:, 0]
+        missed = (~self.success & (self.looks > 0)).nonzero()[:, 0]
         if len(missed) and self.keep != "nearest" and self.model.rounds:  # what the fast copy may not have seen
             late = missed[self._judged(missed, self.best[missed])]
             self.success[late], self.sure[late], self.first[late] = True, self.best[late], self.looks[late]
@@ -258,23 +267,39 @@ class Record:
             distance=distance,
             forwards=self.forwards,
             backwards=self.backwards,
-            queries=torch.zeros_like(self.forwards),
+            queries=torch.zeros_like(self.forwards) if self.queries is None else self.forwards.clone(),
             first_success=self.first,
         )
 
 
-def climb(model: Frozen, record: Record, search: Search, rows: Tensor, *, steps: int, samples: int = 1) -> None:
+def climb(
+    model: Frozen,
+    record: Record,
+    search: Search,
+    rows: Tensor,
+    *,
+    steps: int,
+    samples: int = 1,
+) -> None:
     """Let a search take up to `steps` steps from where it is; what it sees goes into the record.
 
-    rows: which of the record's images the search is about, in its order. samples: passes a look (EOT).
+    rows: which of the record's images the search is about, in its order. samples: passes a look (EOT). Where the record
+    counts queries, there are no gradients, and it ends with the budget.
     """
+    blind = record.queries is not None
     for _ in range(steps):
-        slope = model.slope(search.current, search.ascended, samples=samples)
-        seen = record.see(rows, search.task, search.current, slope.value, slope.logits, (samples, samples))
+        if blind:
+            slope = model.level(search.current, search.ascended)
+        else:
+            slope = model.slope(search.current, search.ascended, samples=samples)
+        backwards = 0 if blind else samples
+        seen = record.see(rows, search.task, search.current, slope.value, slope.logits, (samples, backwards))
         gone = search.move(slope, seen.adversarial)
         if seen.any_first and record.keep == "first":
             done = record.success[rows]
             gone = done if gone is None else gone | done
+        if blind:
+            gone = record.spent(rows) if gone is None else gone | record.spent(rows)
         if gone is not None and gone.any():
             stay = (~gone).nonzero()[:, 0]
             if not len(stay):
@@ -286,7 +311,7 @@ def climb(model: Frozen, record: Record, search: Search, rows: Tensor, *, steps:
 
 
 def in_batches(
-    classifier: nn.Module,
+    classifier: Classifier,
     task: Task,
     batch_size: int,
     runtime: Runtime,
@@ -294,7 +319,8 @@ def in_batches(
 ) -> AttackResult:
     """Run an attack batch by batch; each is moved to the device, and its result back.
 
-    Where memory runs out, a batch is tried again at half its size, down to one image. Raises InputError.
+    classifier: a module, which is prepared (`frozen`), or anything that answers images. Where memory runs out, a batch
+    is tried again at half its size, down to one image. Raises InputError.
     """
     images = task.origin
     if not (len(images) == len(task.labels) == len(task.ids)) or images.ndim != 4:
@@ -306,7 +332,11 @@ def in_batches(
         raise InputError(f"{len(task.target)} targets for {len(images)} images.", "Give one each.")
     check_range(float(images.min()), float(images.max()), "the images to attack")
     parts: list[AttackResult] = []
-    with frozen(classifier, images, runtime) as model:
+    with ExitStack() as prepared:
+        if isinstance(classifier, nn.Module):
+            model = prepared.enter_context(frozen(classifier, images, runtime))
+        else:
+            model = asked(classifier, runtime)
         start = 0
         while start < len(images):
             rows = slice(start, start + batch_size)

@@ -18,11 +18,17 @@ from stillproof.core.runtime import Runtime
 PROBES = 4
 """Images that the original and its copy are compared on before an attack."""
 
+MOST_CLASSES = 1000
+"""Classes that an answer of labels alone is taken to be of."""
+
 FOLDING_TOLERANCE = 1e-3
 """How much folding may change the differences between logits, as a share of the largest."""
 
 ROUNDING_TOLERANCE = 0.05
 """How much bf16 may: a model that adds 1000 to its logits has nothing left of them in bf16, and runs in fp32."""
+
+Classifier = Callable[[Tensor], Tensor]
+"""Images, float32 in [0, 1], (n, C, H, W) -> logits, (n, K). A module, or anything that answers."""
 
 Loss = Callable[[Tensor], Tensor]
 """Logits, (n, K) -> what is ascended, (n,)."""
@@ -48,8 +54,8 @@ class Frozen:
     batch norms folded into the convolutions, in the runtime's precision; folded: how many were.
     """
 
-    exact: nn.Module
-    fast: nn.Module
+    exact: Classifier
+    fast: Classifier
     runtime: Runtime
     folded: int = 0
 
@@ -69,6 +75,11 @@ class Frozen:
         with torch.no_grad():
             logits: Tensor = self.exact(self._laid_out(images))
         return logits.float()
+
+    def level(self, images: Tensor, loss: Loss) -> Slope:
+        """What `slope` shows, without the gradient, which is empty."""
+        logits = self.answer(images)
+        return Slope(logits, loss(logits), logits.new_empty(0))
 
     def slope(self, images: Tensor, loss: Loss, *, samples: int = 1) -> Slope:
         """The summed loss's gradient. samples: passes that are averaged, for randomised models (EOT)."""
@@ -111,6 +122,22 @@ def frozen(classifier: nn.Module, images: Tensor, runtime: Runtime) -> Iterator[
             module.training = training
         for parameter, before in wanted:
             parameter.requires_grad_(before)
+
+
+def asked(answer: Classifier, runtime: Runtime) -> Frozen:
+    """Something that answers, as it is: a remote model, an oracle, a function. It is asked in fp32, without gradients.
+
+    Answers of shape (n,), labels alone, become logits of 0 and 1.
+    """
+
+    def logits(images: Tensor) -> Tensor:
+        found = answer(images)
+        if found.ndim == 2:
+            return found.to(images.device)
+        labels = found.to(images.device, torch.int64)
+        return (labels[:, None] == torch.arange(MOST_CLASSES, device=images.device)).float()
+
+    return Frozen(logits, logits, replace(runtime, precision="fp32"))
 
 
 def _prepared(classifier: nn.Module, probe: Tensor, runtime: Runtime) -> Frozen:
@@ -163,7 +190,7 @@ def _fold(model: nn.Module, probe: Tensor) -> int:
             convolution, between = outputs[id(given[0])]
             pairs.append((convolution, module, between))
 
-    watched = [module for module in names if type(module) in (nn.Conv2d, nn.BatchNorm2d) and not _has_hooks(module)]
+    watched = [module for module in names if _is_plain(module) and not _has_hooks(module)]
     hooks = [module.register_forward_hook(watch) for module in watched]
     try:
         with torch.enable_grad():
@@ -194,6 +221,13 @@ def _uses(output: Tensor) -> Counter[object]:
                 if uses[node] == 1:
                     waiting.append(node)
     return uses
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it is a convolution or a batch norm that does what these do."""
+    return any(
+        isinstance(module, kind) and type(module).forward is kind.forward for kind in (nn.Conv2d, nn.BatchNorm2d)
+    )
 
 
 def _has_hooks(module: nn.Module) -> bool:

@@ -200,6 +200,6 @@ def _reflected(places: Tensor, size: int) -> Tensor:
 
 
 def augmentation_for(images: ImageSet) -> Augmentation:
-    """Random shift by a sixteenth of the size; mirroring for colour images alone (a mirrored 3 is no 3)."""
+    """Random shift by up to 3 pixels of 32; mirroring for colour images alone (a mirrored 3 is no 3)."""
     channels, *sides = images.shape
-    return Augmentation(shift=max(1, min(sides) // 16) if min(sides) > 1 else 0, flip=channels == 3)
+    return Augmentation(shift=max(1, min(sides) * 3 // 32) if min(sides) > 1 else 0, flip=channels == 3)

@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +49,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     warm_up: float = 0.25
+    anneal: Literal["cosine", "linear"] = "cosine"
     augmentation: Augmentation | None = None
     orthogonal_rate: float | None = None
 
@@ -67,7 +68,7 @@ class Recipe:
 
         Nothing in it changes what a classifier's answers give away: no label smoothing, no averaging over views.
         """
-        return cls(epochs=epochs, batch_size=64, learning_rate=0.1, orthogonal_rate=0.02)
+        return cls(epochs=epochs, batch_size=64, learning_rate=0.1, orthogonal_rate=0.02, warm_up=0.1, anneal="linear")
 
     def steps(self, n: int) -> int:
         """Optimiser steps in one epoch of n images: all are seen, in batches of nearly one size, of two or more."""
@@ -175,6 +176,7 @@ class _Loop:
             [group["lr"] for group in groups],
             total_steps=total,
             pct_start=max(recipe.warm_up, 1.5 / total),  # OneCycleLR divides by zero where it warms up for one step
+            anneal_strategy="cos" if recipe.anneal == "cosine" else "linear",
             cycle_momentum=False,
         )
         self.forwards = 0

@@ -39,6 +39,17 @@ def convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1, gro
     return nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, groups=groups, bias=False)
 
 
+class BranchNorm(nn.BatchNorm2d):
+    """The last batch norm of a residual branch: its scale begins at a fifth, so that a block begins near the identity.
+
+    Source: Goyal et al. 2017, arXiv 1706.02677, who begin at 0.
+    """
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        nn.init.constant_(self.weight, 0.2)
+
+
 def check_shape(channels: int, size: int, width: int) -> None:
     """Raise InputError for what the zoo was not built for."""
     if channels not in (1, 3) or not 8 <= size <= 64:

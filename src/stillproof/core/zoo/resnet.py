@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from stillproof.core.zoo.common import centred, check_shape, convolution
+from stillproof.core.zoo.common import BranchNorm, centred, check_shape, convolution
 
 
 class _BasicBlock(nn.Module):
@@ -16,7 +16,7 @@ class _BasicBlock(nn.Module):
         self.first = convolution(inputs, inner, stride=stride)
         self.first_norm = nn.BatchNorm2d(inner)
         self.second = convolution(inner, inner)
-        self.second_norm = nn.BatchNorm2d(inner)
+        self.second_norm = BranchNorm(inner)
         self.shortcut = _shortcut(inputs, inner, stride)
 
     def forward(self, features: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class _Bottleneck(nn.Module):
         outputs = inner * self.expansion
         self.narrow = nn.Sequential(convolution(inputs, inner, kernel=1), nn.BatchNorm2d(inner), nn.ReLU())
         self.look = nn.Sequential(convolution(inner, inner, stride=stride), nn.BatchNorm2d(inner), nn.ReLU())
-        self.widen = nn.Sequential(convolution(inner, outputs, kernel=1), nn.BatchNorm2d(outputs))
+        self.widen = nn.Sequential(convolution(inner, outputs, kernel=1), BranchNorm(outputs))
         self.shortcut = _shortcut(inputs, outputs, stride)
 
     def forward(self, features: Tensor) -> Tensor:

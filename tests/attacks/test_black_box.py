@@ -1,0 +1,84 @@
+"""Attacks that only ask: what they find, what they count, and that anything that answers can be asked."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from stillproof.attacks.black_box import HopSkipJump, Square
+from stillproof.attacks.threats import L2, Linf
+from stillproof.core.runtime import Runtime
+
+from .test_gradient import FP32, Linear
+from .test_minimal import case
+
+BF16 = Runtime("cpu", "bf16", 1)
+
+
+class Counting:
+    """A function, not a module: it counts how often each image's neighbourhood is asked about."""
+
+    def __init__(self, model: Linear, *, labels_only: bool = False) -> None:
+        self.model, self.labels_only, self.asked = model, labels_only, 0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.asked += len(images)
+        logits = self.model(images).detach()
+        return logits.argmax(1) if self.labels_only else logits
+
+
+@pytest.mark.parametrize("runtime", [FP32, BF16])
+@pytest.mark.parametrize("threat", [Linf(0.015), L2(0.1)])
+def test_square_finds_what_is_well_inside_the_ball_and_nothing_outside(threat: Linf | L2, runtime: Runtime) -> None:
+    model, images, labels, score = case()
+    weight = model.weight.detach()
+    needed = score / (weight.abs().sum() if isinstance(threat, Linf) else weight.norm()) / threat.epsilon
+    found = Square(threat=threat, queries=600)(model, images, labels, runtime=runtime)
+    assert 3 < int((needed < 0.6).sum()) < 30
+    assert found.success[needed < 0.6].all()
+    assert not found.success[needed > 1].any()
+    assert (found.distance <= threat.epsilon * (1 + 1e-5)).all()
+    assert torch.equal(model(found.images).argmax(1) != labels, found.success)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_hop_skip_jump_walks_to_the_nearest(norm: str) -> None:
+    model, images, labels, score = case()
+    weight = model.weight.detach()
+    nearest = score / (weight.norm() if norm == "l2" else weight.abs().sum())
+    attack = HopSkipJump(norm=norm, queries=4000, steps=15)  # type: ignore[arg-type]
+    found = attack(Counting(model, labels_only=True), images, labels, runtime=FP32)
+    assert found.success.all()
+    assert (model(found.images).argmax(1) != labels).all()
+    far = score > score.median()
+    assert float((found.distance / nearest)[far].median()) < 1.35
+    assert (found.distance >= nearest * (1 - 1e-3)).all()
+
+
+@pytest.mark.parametrize("queries", [1, 2, 3, 40, 700])
+@pytest.mark.parametrize("attack", [Square, HopSkipJump])
+@pytest.mark.parametrize("runtime", [FP32, BF16])
+def test_every_query_is_counted_and_none_is_over_the_budget(
+    attack: type[Square | HopSkipJump], queries: int, runtime: Runtime
+) -> None:
+    model, images, labels, _ = case()
+    asked = Counting(model)
+    found = attack(queries=queries)(asked, images, labels, runtime=runtime)
+    assert int(found.queries.sum()) == asked.asked
+    assert int(found.queries.max()) <= queries
+    assert torch.equal(found.queries, found.forwards)
+    assert not found.backwards.any()
+    module = attack(queries=queries)(model, images, labels, runtime=runtime)
+    assert int(module.queries.max()) <= queries
+
+
+def test_labels_alone_are_no_scores_but_square_still_runs() -> None:
+    model, images, labels, _ = case()
+    found = Square(threat=Linf(0.3), queries=50)(Counting(model, labels_only=True), images, labels, runtime=FP32)
+    assert found.success.float().mean() > 0.5
+
+
+def test_each_image_has_squares_of_its_own() -> None:
+    model, images, labels, _ = case()
+    twice = torch.stack([images[0], images[0]])
+    found = Square(threat=Linf(1e-4), queries=10)(model, twice, labels[:1].expand(2), runtime=FP32)
+    assert not torch.equal(found.images[0], found.images[1])
