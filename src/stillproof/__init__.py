@@ -9,12 +9,19 @@ import importlib
 from typing import Any
 
 _PLACES = {
+    "APGD": "attacks.gradient",
     "Artefact": "core.store",
+    "AttackResult": "attacks.driver",
     "Batch": "core.distillation",
+    "CarliniWagner": "attacks.minimal",
     "CrossEntropy": "core.distillation",
+    "DDN": "attacks.minimal",
     "DataSource": "core.sources",
     "Distillation": "core.distillation",
+    "FGSM": "attacks.gradient",
+    "FMN": "attacks.minimal",
     "Finding": "findings",
+    "HopSkipJump": "attacks.black_box",
     "ImageSet": "core.images",
     "InputError": "errors",
     "L2": "attacks.threats",
@@ -30,6 +37,7 @@ _PLACES = {
     "Runtime": "core.runtime",
     "SparseTeacher": "theft.hardening.sparse_teacher",
     "Source": "core.sources",
+    "Square": "attacks.black_box",
     "StillproofError": "errors",
     "epd": "theft.hardening.sparse_teacher",
     "fit": "core.training",

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from stillproof.core.spec import Spec, file_digest
 from stillproof.errors import InputError, StillproofError, nearest
 
-Kind = Literal["source", "model", "objective", "thief", "hardening"]
+Kind = Literal["source", "model", "objective", "attack", "thief", "hardening"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "source": {
@@ -44,6 +44,16 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "attention": "stillproof.core.feature_distillation:AttentionTransfer",
         "rkd": "stillproof.core.feature_distillation:RKD",
         "crd": "stillproof.core.feature_distillation:CRD",
+    },
+    "attack": {
+        "fgsm": "stillproof.attacks.gradient:FGSM",
+        "pgd": "stillproof.attacks.gradient:PGD",
+        "apgd": "stillproof.attacks.gradient:APGD",
+        "cw": "stillproof.attacks.minimal:CarliniWagner",
+        "fmn": "stillproof.attacks.minimal:FMN",
+        "ddn": "stillproof.attacks.minimal:DDN",
+        "square": "stillproof.attacks.black_box:Square",
+        "hop-skip-jump": "stillproof.attacks.black_box:HopSkipJump",
     },
     "thief": {
         "kd": "stillproof.theft.thieves.kd:KD",
