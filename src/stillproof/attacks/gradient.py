@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import product
 
@@ -81,6 +82,28 @@ class _Ascent(State):
         threat = self.settings.threat
         moved = self.current + self.settings.step * threat.epsilon * threat.steepest(slope.gradient)
         self.current = threat.project(moved, self.task.origin)
+
+
+def perturbed(
+    loss: Callable[[Tensor], Tensor],
+    origin: Tensor,
+    start: Tensor,
+    *,
+    threat: Threat,
+    steps: int,
+    step: float,
+) -> Tensor:
+    """The last iterate of PGD, for training: nothing is judged, kept or counted.
+
+    loss: images -> the summed loss of a student that is being trained, in the caller's precision; step: as a share of
+    epsilon.
+    """
+    images = start
+    for _ in range(steps):
+        probe = images.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(probe), probe)
+        images = threat.project(images + step * threat.epsilon * threat.steepest(gradient), origin)
+    return images.detach()
 
 
 MOMENTUM = 0.75

@@ -166,13 +166,21 @@ def bring_classifier(context: Context, data: Artefact, *, model: Model) -> Artef
 
 
 @job(version=1)
-def train_classifier(context: Context, data: Artefact, *, model: Model, recipe: Recipe, seed: int) -> Artefact:
-    """A classifier trained on the labels of the training part, from fresh weights."""
+def train_classifier(
+    context: Context,
+    data: Artefact,
+    *,
+    model: Model,
+    recipe: Recipe,
+    seed: int,
+    objective: Objective = CrossEntropy(),  # noqa: B008
+) -> Artefact:
+    """A classifier trained on the training part, from fresh weights: on its labels, or towards another objective."""
     parts = carve(data)
     student, trained = train_fresh(
         context,
         parts.training,
-        CrossEntropy(),
+        objective,
         model=model,
         recipe=recipe,
         seed=seed,
@@ -181,16 +189,29 @@ def train_classifier(context: Context, data: Artefact, *, model: Model, recipe: 
     return trained_artefact(student, trained, model, parts.training)
 
 
-def training_stage(what: str, *, data: Stage, model: Model, recipe: Recipe, seed: int, images: int) -> Stage:
-    """The stage that trains a classifier. images: how many it is trained on, for the estimate of work."""
+def training_stage(
+    what: str,
+    *,
+    data: Stage,
+    model: Model,
+    recipe: Recipe,
+    seed: int,
+    images: int,
+    objective: Objective | None = None,
+    passes: int = 3,
+) -> Stage:
+    """The stage that trains a classifier. images: how many it is trained on, for the estimate of work; objective: None
+    is plain training on the labels; passes: that one image costs."""
+    chosen = {} if objective is None else {"objective": objective}
     return stage(
         train_classifier,
         f"train {what}, seed {seed}",
-        passes=3 * images * recipe.epochs,
+        passes=passes * images * recipe.epochs,
         data=data,
         model=model,
         recipe=recipe,
         seed=seed,
+        **chosen,
     )
 
 

@@ -285,6 +285,25 @@ def _fabric(runtime: Runtime) -> Any:
         return Fabric(accelerator=kind.type, devices=devices, precision=runtime.fabric_precision)
 
 
+def freely(student: nn.Module) -> Callable[[Tensor], Tensor]:
+    """A student's answers, in the precision it is trained in, for an objective that takes gradients of its own.
+
+    Fabric allows none but its own backward pass through what it has wrapped.
+    """
+    from lightning_fabric.wrappers import is_wrapped
+
+    if not is_wrapped(student):
+        return student
+    module, precision = student.module, student._strategy.precision  # type: ignore[union-attr]
+
+    def answers(images: Tensor) -> Tensor:
+        with precision.forward_context():  # type: ignore[union-attr, operator]
+            logits: Tensor = module(images)  # type: ignore[operator]
+        return logits.float()
+
+    return answers
+
+
 def _parameter_groups(trained: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     parameters = [p for p in trained.parameters() if p.requires_grad]
     if not parameters:
