@@ -39,6 +39,7 @@ _PLACES = {
     "Source": "core.sources",
     "Square": "attacks.black_box",
     "StillproofError": "errors",
+    "Transfer": "attacks.surrogate",
     "epd": "theft.hardening.sparse_teacher",
     "fit": "core.training",
     "kd_divergence": "core.distillation",

@@ -1,0 +1,307 @@
+"""The attacks beside those of foolbox, ART, torchattacks, on the same classifiers, images, threads and budgets.
+
+`python benchmarks/attacks.py [PART ...]`, parts: ball, minimal, patient, black-box, idle, memory; all by default.
+Needs the extra `peers`; a peer that does not import is left out, and the record says why. Where STILLPROOF_AUTOATTACK
+names a checkout of the original AutoAttack, its APGD runs too.
+
+Every contestant gets the same images and labels and gives images back; what is adversarial is then judged in fp32 on
+the original classifier, and distances are measured, by one function for all. Contestants take turns, in an order that
+rotates, three times; times are medians. All in one process.
+
+- ball: PGD-40 and APGD-100, Linf 8/255, 500 images, three classifiers.
+- minimal: FMN and DDN, 100 steps; C&W at 5 x 200. patient: C&W at 9 x 1000. 100 images.
+- black-box: Square at 1000 queries, HopSkipJump at 2000, 100 images.
+- idle: a batch that never falls, over the bare forward and input-backward passes.
+- memory: what an attack on 10 000 images holds, inputs and results excluded, over that on 1 000.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models import Shared, shared
+from shared.memory import Peak, held_bytes
+from shared.record import record
+from stillproof.attacks.attack import Attack, QueryAttack
+from stillproof.attacks.black_box import HopSkipJump, Square
+from stillproof.attacks.frozen import frozen
+from stillproof.attacks.gradient import APGD, PGD
+from stillproof.attacks.losses import cross_entropy
+from stillproof.attacks.minimal import DDN, FMN, CarliniWagner
+from stillproof.attacks.threats import NORMS, Linf, NormName
+from stillproof.core.runtime import Runtime
+
+EPSILON, STEP = 8 / 255, 2 / 255
+IMAGES, FEW = 500, 100
+ROUNDS = 3
+
+Contestant = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""(classifier, images, labels) -> adversarial images."""
+
+
+@dataclass(frozen=True)
+class Contest:
+    """One attack, ours in two precisions and the peers', on so many images."""
+
+    name: str
+    ours: Attack | QueryAttack
+    peers: Mapping[str, Contestant]
+    images: int
+    norm: NormName
+
+    def contestants(self, runtime: Runtime) -> dict[str, Contestant]:
+        """All of them by name."""
+
+        def in_precision(precision: str) -> Contestant:
+            chosen = replace(runtime, precision=precision)  # type: ignore[arg-type]
+            return lambda model, images, labels: self.ours(model, images, labels, runtime=chosen).images
+
+        mine = {f"ours, {precision}": in_precision(precision) for precision in ("fp32", "bf16")}
+        return mine | dict(self.peers)
+
+
+def foolbox_attack(name: str, epsilon: float | None = None, **settings: Any) -> Contestant:
+    """An attack of foolbox; without epsilon it looks for the smallest change."""
+    import foolbox
+
+    def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
+        attack = getattr(foolbox.attacks, name)(**settings)
+        _, found, _ = attack(wrapped, images, labels, epsilons=epsilon)
+        return found
+
+    return run
+
+
+def art_attack(name: str, **settings: Any) -> Contestant:
+    """An attack of the Adversarial Robustness Toolbox."""
+    import art.attacks.evasion as attacks
+    from art.estimators.classification import PyTorchClassifier
+
+    def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        wrapped = PyTorchClassifier(
+            model, nn.CrossEntropyLoss(), tuple(images.shape[1:]), 10, clip_values=(0.0, 1.0), device_type="cpu"
+        )
+        attack = getattr(attacks, name)(wrapped, **settings)
+        return torch.from_numpy(np.asarray(attack.generate(images.numpy(), labels.numpy()), dtype=np.float32))
+
+    return run
+
+
+def torchattacks_attack(name: str, **settings: Any) -> Contestant:
+    """An attack of torchattacks."""
+    import torchattacks
+
+    def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return getattr(torchattacks, name)(model, **settings)(images, labels)
+
+    return run
+
+
+def original_apgd(**settings: Any) -> Contestant:
+    """APGD of the authors' AutoAttack, from the checkout that STILLPROOF_AUTOATTACK names."""
+    sys.path.insert(0, os.environ["STILLPROOF_AUTOATTACK"])
+    from autoattack.autopgd_base import APGDAttack
+
+    def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        attack = APGDAttack(model, device="cpu", verbose=False, **settings)
+        return attack.perturb(images, labels)
+
+    return run
+
+
+def importable(peers: Mapping[str, Callable[[], Contestant]], left_out: dict[str, str]) -> dict[str, Contestant]:
+    """Those peers that import here; why not, of the others."""
+    found: dict[str, Contestant] = {}
+    for name, make in peers.items():
+        try:
+            found[name] = make()
+        except Exception as error:  # a peer may fail at import in any way
+            left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
+    return found
+
+
+def contests(part: str, left_out: dict[str, str]) -> list[Contest]:
+    """What is compared in a part."""
+    ball = {"eps": EPSILON, "batch_size": IMAGES, "verbose": False}
+    if part == "ball":
+        pgd = {
+            "foolbox": lambda: foolbox_attack("LinfPGD", EPSILON, abs_stepsize=STEP, steps=40),
+            "ART": lambda: art_attack(
+                "ProjectedGradientDescent", eps_step=STEP, max_iter=40, num_random_init=1, **ball
+            ),
+            "torchattacks": lambda: torchattacks_attack("PGD", eps=EPSILON, alpha=STEP, steps=40),
+        }
+        apgd = {
+            "torchattacks": lambda: torchattacks_attack("APGD", norm="Linf", eps=EPSILON, steps=100, loss="ce"),
+            "AutoAttack": lambda: original_apgd(norm="Linf", eps=EPSILON, n_iter=100, loss="ce"),
+        }
+        threat = Linf(EPSILON)
+        return [
+            Contest("PGD-40", PGD(threat=threat, steps=40, step=0.25), importable(pgd, left_out), IMAGES, "linf"),
+            Contest("APGD-100", APGD(threat=threat, steps=100), importable(apgd, left_out), IMAGES, "linf"),
+        ]
+    if part in ("minimal", "patient"):
+        searches, steps = (5, 200) if part == "minimal" else (9, 1000)
+        carlini = {
+            "foolbox": lambda: foolbox_attack("L2CarliniWagnerAttack", binary_search_steps=searches, steps=steps),
+            "ART": lambda: art_attack(
+                "CarliniL2Method",
+                binary_search_steps=searches,
+                max_iter=steps,
+                initial_const=1e-3,
+                batch_size=FEW,
+                verbose=False,
+            ),
+        }
+        wagner = CarliniWagner(searches=searches, steps=steps)
+        found = [Contest(f"C&W {searches} x {steps}", wagner, importable(carlini, left_out), FEW, "l2")]
+        if part == "patient":
+            return found
+        for name, ours, peer, norm in (
+            ("FMN L2", FMN(), "L2FMNAttack", "l2"),
+            ("FMN Linf", FMN(norm="linf"), "LInfFMNAttack", "linf"),
+            ("DDN", DDN(), "DDNAttack", "l2"),
+        ):
+            peers = {"foolbox": lambda peer=peer: foolbox_attack(peer, steps=100)}
+            found.append(Contest(name, ours, importable(peers, left_out), FEW, norm))  # type: ignore[arg-type]
+        return found
+    square = {
+        "ART": lambda: art_attack(
+            "SquareAttack", norm=np.inf, eps=EPSILON, max_iter=1000, batch_size=FEW, verbose=False
+        ),
+        "torchattacks": lambda: torchattacks_attack("Square", norm="Linf", eps=EPSILON, n_queries=1000),
+    }
+    hop = {"foolbox": lambda: foolbox_attack("HopSkipJumpAttack", steps=8, max_gradient_eval_steps=300)}
+    return [
+        Contest("Square", Square(threat=Linf(EPSILON), queries=1000), importable(square, left_out), FEW, "linf"),
+        Contest("HopSkipJump L2", HopSkipJump(queries=2500, steps=8, tries=25), importable(hop, left_out), FEW, "l2"),
+    ]
+
+
+def judged(model: nn.Module, found: Tensor, images: Tensor, labels: Tensor, contest: Contest) -> dict[str, Any]:
+    """Robust accuracy and median distance, of images that were right to begin with; fp32, on the original."""
+    with torch.no_grad():
+        right = model(images).argmax(1) == labels
+        inside = found.detach().clamp(0, 1)
+        if isinstance(contest.ours, PGD | APGD | Square):
+            inside = images + (inside - images).clamp(-EPSILON - 1e-6, EPSILON + 1e-6)
+        fell = model(inside).argmax(1) != labels
+    distance = NORMS[contest.norm].distance(inside, images)
+    hit = distance[right & fell]
+    return {
+        "robust_accuracy": float((right & ~fell).double().mean()),
+        "success": float(fell[right].double().mean()),
+        "median_distance": float(hit.median()) if len(hit) else None,
+    }
+
+
+def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str]) -> None:
+    """Let all contestants have a go, in turn, and record."""
+    images, labels = of.some(contest.images)
+    for name in names:
+        model = of.classifiers[name].eval()
+        entries = contest.contestants(runtime)
+        times: dict[str, list[float]] = {entry: [] for entry in entries}
+        strength: dict[str, dict[str, Any]] = {}
+        order = list(entries)
+        for _ in range(ROUNDS):
+            for entry in order:
+                began = time.perf_counter()
+                found = entries[entry](model, images.clone(), labels.clone())
+                times[entry].append(time.perf_counter() - began)
+                strength[entry] = judged(model, found, images, labels, contest)
+                print(f"  {contest.name}, {name}, {entry}: {times[entry][-1]:.1f} s, {strength[entry]}", flush=True)
+            order = order[1:] + order[:1]
+        medians = {entry: statistics.median(values) for entry, values in times.items()}
+        table = {
+            entry: {**strength[entry], "seconds": round(medians[entry], 2), "all": [round(t, 2) for t in times[entry]]}
+            for entry in entries
+        }
+        record("attacks", **{f"{contest.name}, {name}": table})
+
+
+def bare_passes(model: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime, steps: int) -> float:
+    """Seconds of forward and input-backward passes of the prepared classifier, and nothing else."""
+    with frozen(model, images, runtime) as prepared:
+        began = time.perf_counter()
+        for _ in range(steps):
+            prepared.slope(images, lambda logits: cross_entropy(logits, labels))
+        return time.perf_counter() - began
+
+
+def idle(of: Shared, runtime: Runtime) -> None:
+    """An attack that cannot succeed over the passes that it needs."""
+    images, labels = of.some(IMAGES)
+    model = of.classifiers["undefended"].eval()
+    with torch.no_grad():
+        labels = model(images).argmax(1)
+    found: dict[str, Any] = {}
+    for precision in ("fp32", "bf16"):
+        chosen = replace(runtime, precision=precision)  # type: ignore[arg-type]
+        ratios = []
+        for steps, attack in ((40, PGD(threat=Linf(1e-9), steps=40)), (100, APGD(threat=Linf(1e-9), steps=100))):
+            for _ in range(ROUNDS):
+                began = time.perf_counter()
+                fell = attack(model, images, labels, runtime=chosen).success.any()
+                ours = time.perf_counter() - began
+                assert not fell
+                ratios.append(ours / bare_passes(model, images, labels, chosen, steps))
+            found[f"{type(attack).__name__}-{steps}, {precision}"] = [round(ratio, 3) for ratio in sorted(ratios)]
+            ratios = []
+    record("attacks", idle=found)
+
+
+def memory(of: Shared, runtime: Runtime) -> None:
+    """What an attack holds beside its inputs and results."""
+    found = {}
+    for n in (1000, 1000, 10_000):  # the first warms up
+        repeats = -(-n // len(of.test))
+        images = (of.test.images.repeat(repeats, 1, 1, 1)[:n].float() / 255).contiguous()
+        labels = of.test.known_labels().repeat(repeats)[:n]
+        before = held_bytes()
+        peak = Peak()
+        peak.start()
+        result = PGD(threat=Linf(EPSILON), steps=3)(of.classifiers["undefended"], images, labels, runtime=runtime)
+        peak.done.set()
+        peak.join()
+        found[n] = peak.most - before - result.images.nbytes
+    record("attacks", memory={"1000": found[1000], "10000": found[10_000], "ratio": found[10_000] / found[1000]})
+
+
+PARTS = ("ball", "minimal", "patient", "black-box", "idle", "memory")
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    wanted = sys.argv[1:] or list(PARTS)
+    if unknown := set(wanted) - set(PARTS):
+        sys.exit(f"there is no part {', '.join(sorted(unknown))}; the parts: {', '.join(PARTS)}")
+    runtime = Runtime.choose()
+    runtime.apply()
+    of = shared(runtime)
+    left_out: dict[str, str] = {}
+    for part in wanted:
+        if part == "idle":
+            idle(of, runtime)
+        elif part == "memory":
+            memory(of, runtime)
+        else:
+            names = list(of.classifiers) if part == "ball" else ["undefended", "distilled"]
+            for contest in contests(part, left_out):
+                compete(contest, of, runtime, names)
+    record("attacks", left_out=left_out)
+
+
+if __name__ == "__main__":
+    main()
