@@ -14,7 +14,7 @@ from typing import Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from stillproof.attacks.frozen import Classifier, Frozen, Slope, asked, frozen
+from stillproof.attacks.frozen import ROUNDING_TOLERANCE, Classifier, Frozen, Slope, asked, frozen
 from stillproof.attacks.losses import margin
 from stillproof.attacks.threats import Norm
 from stillproof.core.images import check_range
@@ -150,6 +150,7 @@ class Record:
         self.score = torch.full((n,), -torch.inf, device=device)
         self.is_hit = self.success.clone()
         self.is_confirmed = torch.ones_like(self.success)
+        self.is_near = torch.zeros_like(self.success)
         self.first = torch.where(self.success, 0, -1)
         self.forwards = torch.ones(n, dtype=torch.int64, device=device)
         self.backwards = torch.zeros_like(self.forwards)
@@ -192,9 +193,15 @@ class Record:
             better &= adversarial
         self.best[rows] = torch.where(better[:, None, None, None], images, self.best[rows])
         self.score[rows] = torch.where(better, score, self.score[rows])
+        self.is_near[rows] = torch.where(better, self._is_near(task, logits), self.is_near[rows])
         self.is_hit[rows] = known | better & adversarial
         self.is_confirmed[rows] &= ~(better & adversarial)
         return Seen(adversarial, len(fresh) > 0)
+
+    def _is_near(self, task: Task, logits: Tensor) -> Tensor:
+        """Where the fast copy is not sure enough for fp32 to be of the same opinion in any case."""
+        lacking = task.confidence - margin(logits, task.labels, task.target)
+        return lacking <= 2 * ROUNDING_TOLERANCE * (logits.amax(dim=1) - logits.amin(dim=1))
 
     def _judged(self, rows: Tensor, images: Tensor) -> Tensor:
         """Whether the original, in fp32, calls these images adversarial."""
@@ -253,7 +260,7 @@ class Record:
         """What was found, judged in fp32 on the original."""
         if self.keep != "first":
             self.settle()
-        missed = (~self.success & (self.looks > 0)).nonzero()[:, 0]
+        missed = (~self.success & self.is_near).nonzero()[:, 0]
         if len(missed) and self.keep != "nearest" and self.model.rounds:  # what the fast copy may not have seen
             late = missed[self._judged(missed, self.best[missed])]
             self.success[late], self.sure[late], self.first[late] = True, self.best[late], self.looks[late]
