@@ -11,7 +11,7 @@ from typing import Any
 _PLACES = {
     "APGD": "attacks.gradient",
     "Artefact": "core.store",
-    "AttackResult": "attacks.driver",
+    "AttackResult": "attacks.record",
     "Batch": "core.distillation",
     "CarliniWagner": "attacks.minimal",
     "CrossEntropy": "core.distillation",

@@ -1,6 +1,7 @@
 """What every attack promises, attack by attack."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,9 +9,9 @@ from torch import Tensor, nn
 
 from stillproof.attacks.attack import Attack, QueryAttack
 from stillproof.attacks.black_box import HopSkipJump, Square
-from stillproof.attacks.driver import AttackResult
 from stillproof.attacks.gradient import APGD, FGSM, PGD
 from stillproof.attacks.minimal import DDN, FMN, CarliniWagner
+from stillproof.attacks.record import AttackResult
 from stillproof.attacks.threats import L2, Linf
 from stillproof.core.plugins import factory_of, table
 from stillproof.core.runtime import Runtime
@@ -111,11 +112,7 @@ def test_a_seed_repeats_it_whatever_the_batches_and_the_order(attack: Attack | Q
     model, images, labels = case()
     whole = attack(model, images, labels, seed=3, runtime=FP32)
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(2))
-    object.__setattr__(attack, "batch_size", 7)
-    try:
-        turned = attack(model, images[order], labels[order], seed=3, ids=order, runtime=FP32)
-    finally:
-        object.__setattr__(attack, "batch_size", 512)
+    turned = replace(attack, batch_size=7)(model, images[order], labels[order], seed=3, ids=order, runtime=FP32)
     assert torch.equal(turned.success, whole.success[order])
     same = (turned.images - whole.images[order]).abs().flatten(1).amax(1) < 1e-3
     assert same.float().mean() > 0.9  # the others had a choice to make on a rounding
@@ -140,6 +137,21 @@ def test_what_is_misclassified_already_is_returned_untouched(attack: Attack | Qu
     assert (found.distance[::2] == 0).all()
     assert (found.first_success[::2] == 0).all()
     assert (found.forwards[::2] == 1).all()
+
+
+@EVERY
+def test_images_of_8_bits_succeed_as_images_of_8_bits(attack: Attack | QueryAttack) -> None:
+    model, images, _ = case()
+    images = (images * 255).round() / 255
+    labels = model(images).argmax(1)
+    found = replace(attack, uint8=True)(model, images, labels, runtime=BF16)
+    check(attack, found, model, images, labels)
+    levels = found.images * 255
+    assert torch.allclose(levels, levels.round(), atol=1e-3)
+    assert torch.equal(model(levels.round() / 255).argmax(1) != labels, found.success)
+    assert found.success.float().mean() > 0.2
+    with pytest.raises(InputError, match="multiples of 1/255"):
+        replace(attack, uint8=True)(model, images * 0.999, labels)
 
 
 @EVERY

@@ -8,17 +8,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from stillproof.attacks.driver import AttackResult, Task, in_batches
+from stillproof.attacks.driver import in_batches
 from stillproof.attacks.frozen import Classifier, Frozen
+from stillproof.attacks.record import AttackResult, Task
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Called(ABC):
-    """batch_size: images at once."""
+    """batch_size: images at once; uint8: hand back images of 8 bits, and let only what is adversarial there succeed."""
 
     batch_size: int = 512
+    uint8: bool = False
 
     def __post_init__(self) -> None:
         if self.batch_size < 1:
@@ -35,7 +37,7 @@ class _Called(ABC):
         runtime: Runtime | None,
     ) -> AttackResult:
         ids = torch.arange(len(images)) if ids is None else ids
-        task = Task(images, labels, target, ids)
+        task = Task(images, labels, target, ids, uint8=self.uint8)
         chosen = runtime or Runtime.choose()
         return in_batches(classifier, task, self.batch_size, chosen, lambda model, some: self.attack(model, some, seed))
 

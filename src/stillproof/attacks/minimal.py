@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from stillproof.attacks.attack import Attack
-from stillproof.attacks.driver import AttackResult, Record, State, Task, climb
+from stillproof.attacks.driver import State, climb
 from stillproof.attacks.frozen import Frozen, Slope
 from stillproof.attacks.losses import LOSSES, LossName, margin
+from stillproof.attacks.record import AttackResult, Record, Task
 from stillproof.attacks.threats import NORMS, NormName
 from stillproof.core.noise import Noise, derive
 from stillproof.errors import InputError

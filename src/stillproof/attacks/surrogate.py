@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.attacks.attack import QueryAttack
-from stillproof.attacks.driver import AttackResult, Record, Task
 from stillproof.attacks.frozen import Frozen, frozen
 from stillproof.attacks.losses import margin
+from stillproof.attacks.record import AttackResult, Record, Task
 from stillproof.attacks.threats import Linf, Threat
 from stillproof.core.noise import Noise, derive
 from stillproof.core.runtime import Runtime
