@@ -4,7 +4,8 @@ Teacher zoo:resnet18?width=16, student zoo:preresnet20?width=8, standard profile
 20 000 images, every objective at its defaults (those of its paper or its reference code, which train for 240 epochs;
 nothing is tuned here). Resumable: what is in the store (STILLPROOF_STORE, default runs/store) is not run again. About
 an hour and a half on two cores from nothing.
-`python benchmarks/distillation.py [OBJECTIVE ...]` runs some of them.
+`python benchmarks/distillation.py [NAME ...]` runs some of them: kd, kd-cached, dkd, logit-std, fitnets, attention,
+rkd, crd.
 """
 
 from __future__ import annotations
@@ -17,7 +18,11 @@ from shared.plans import store_place
 from shared.record import cifar10, record
 from stillproof.core import measures
 
-OBJECTIVES = ("kd", "dkd", "logit-std", "fitnets", "attention", "rkd", "crd")
+RUNS = {"kd": ("kd", "online"), "kd-cached": ("kd", "cached")} | {
+    name: (name, "online") for name in ("dkd", "logit-std", "fitnets", "attention", "rkd", "crd")
+}
+"""By name: objective and label mode."""
+
 SEEDS = (0, 1, 2)
 SETTINGS: dict[str, Any] = {
     "teacher": "zoo:resnet18?width=16",
@@ -39,19 +44,28 @@ def accuracies(data: str, objective: str, label_mode: str) -> dict[str, list[flo
     return found
 
 
+def difference(found: list[float], base: list[float]) -> dict[str, Any]:
+    """Seed by seed, with an interval over seeds."""
+    gains = [mine - theirs for mine, theirs in zip(found, base, strict=True)]
+    return measures.over_seeds(gains, "fraction").model_dump(mode="json")
+
+
 def main() -> None:
     """Run what was asked for, against plain KD with an online teacher, which is what features always have."""
     data = cifar10()
     if not data:
         sys.exit("left out: distillation needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
-    plain = accuracies(data, "kd", "online")["student"]
-    for objective in sys.argv[1:] or OBJECTIVES:
-        for label_mode in ("online", "cached") if objective == "kd" else ("online",):
-            found = accuracies(data, objective, label_mode)
-            gains = [mine - theirs for mine, theirs in zip(found["student"], plain, strict=True)]
-            against = measures.over_seeds(gains, "fraction").model_dump(mode="json")
-            record("distillation", settings={**SETTINGS, "seeds": list(SEEDS), "profile": "standard"})
-            record("distillation", **{f"{objective}, {label_mode}": {**found, "against online kd": against}})
+    names = sys.argv[1:] or list(RUNS)
+    if unknown := set(names) - set(RUNS):
+        sys.exit(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")
+    plain = accuracies(data, *RUNS["kd"])["student"]
+    record("distillation", settings={**SETTINGS, "seeds": list(SEEDS), "profile": "standard"})
+    for name in names:
+        found: dict[str, Any] = dict(accuracies(data, *RUNS[name]))
+        found["against no teacher"] = difference(found["student"], found["student alone"])
+        if name != "kd":
+            found["against kd"] = difference(found["student"], plain)
+        record("distillation", **{name: found})
 
 
 if __name__ == "__main__":
