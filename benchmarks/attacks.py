@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from models import Shared, shared
 from shared.memory import Peak, held_bytes
 from shared.record import record
-from stillproof.attacks.attack import Attack, QueryAttack
+from stillproof.attacks.attack import Attack
 from stillproof.attacks.black_box import HopSkipJump, Square
 from stillproof.attacks.frozen import frozen
 from stillproof.attacks.gradient import APGD, PGD
@@ -54,7 +54,7 @@ class Contest:
     """One attack, ours in two precisions and the peers', on so many images."""
 
     name: str
-    ours: Attack | QueryAttack
+    ours: Attack
     peers: Mapping[str, Contestant]
     images: int
     norm: NormName

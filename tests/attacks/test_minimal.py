@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillproof.attacks.attack import Attack
+from stillproof.attacks.attack import GradientAttack
 from stillproof.attacks.minimal import DDN, FMN, CarliniWagner
 from stillproof.core.runtime import Runtime
 
@@ -26,7 +26,7 @@ def case() -> tuple[Linear, Tensor, Tensor, Tensor]:
 @pytest.mark.parametrize(
     ("attack", "norm"), [(CW, "l2"), (FMN(norm="l2"), "l2"), (FMN(norm="linf"), "linf"), (DDN(), "l2")]
 )
-def test_they_find_the_nearest(attack: Attack, norm: str, runtime: Runtime) -> None:
+def test_they_find_the_nearest(attack: GradientAttack, norm: str, runtime: Runtime) -> None:
     model, images, labels, score = case()
     weight = model.weight.detach()
     nearest = score / (weight.norm() if norm == "l2" else weight.abs().sum())
@@ -83,7 +83,7 @@ class Constant(nn.Module):
 
 
 @pytest.mark.parametrize("attack", [CarliniWagner(searches=2, steps=5), FMN(steps=5), DDN(steps=5)])
-def test_what_was_not_found_is_infinitely_far(attack: Attack) -> None:
+def test_what_was_not_found_is_infinitely_far(attack: GradientAttack) -> None:
     images = torch.rand(3, 1, 8, 8)
     found = attack(Constant(), images, torch.zeros(3, dtype=torch.int64), runtime=FP32)
     assert not found.success.any()

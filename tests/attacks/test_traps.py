@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stillproof.attacks.attack import Attack
+from stillproof.attacks.attack import GradientAttack
 from stillproof.attacks.gradient import APGD, PGD
 from stillproof.attacks.losses import dlr, margin
 from stillproof.attacks.minimal import DDN, FMN, CarliniWagner
@@ -66,7 +66,7 @@ def test_one_image_whose_loss_rises_does_not_stop_the_batch() -> None:
 
 
 @pytest.mark.parametrize("attack", [PGD(steps=20), APGD(steps=20), DDN(steps=20, loss="cross-entropy")])
-def test_a_cross_entropy_of_exactly_zero_stops_nothing(attack: Attack) -> None:
+def test_a_cross_entropy_of_exactly_zero_stops_nothing(attack: GradientAttack) -> None:
     """A distilled model's: the search goes on to its last step, and the margin finds what the loss hides."""
     _, images, labels = linear_case()
     model = Linear(1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -16,8 +17,10 @@ from stillproof.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Called(ABC):
+class Attack(ABC):
     """batch_size: images at once; uint8: hand back images of 8 bits, and let only what is adversarial there succeed."""
+
+    needs_gradients: ClassVar[bool] = True
 
     batch_size: int = 512
     uint8: bool = False
@@ -26,44 +29,9 @@ class _Called(ABC):
         if self.batch_size < 1:
             raise InputError(f"{self} cannot run.", "Give a batch size of 1 or more.")
 
-    def _run(
-        self,
-        classifier: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        target: Tensor | None,
-        seed: int,
-        ids: Tensor | None,
-        runtime: Runtime | None,
-    ) -> AttackResult:
-        ids = torch.arange(len(images)) if ids is None else ids
-        task = Task(images, labels, target, ids, uint8=self.uint8)
-        chosen = runtime or Runtime.choose()
-        return in_batches(classifier, task, self.batch_size, chosen, lambda model, some: self.attack(model, some, seed))
-
-    @abstractmethod
-    def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
-        """Attack one batch, which is on the model's device."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Attack(_Called):
-    """An attack that follows the gradient of a module.
-
-    batch_size: images at once; samples: passes that are averaged a look, for randomised classifiers (EOT, Athalye et
-    al. 2018, arXiv 1802.00420).
-    """
-
-    samples: int = 1
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.samples < 1:
-            raise InputError(f"{self} cannot run.", "Give samples of 1 or more.")
-
     def __call__(
         self,
-        classifier: nn.Module,
+        classifier: Classifier,
         images: Tensor,
         labels: Tensor,
         *,
@@ -74,14 +42,53 @@ class Attack(_Called):
     ) -> AttackResult:
         """Attack images, float32 in [0, 1], (N, C, H, W), with labels (or towards targets), int64, (N,).
 
+        classifier: a module; for a QueryAttack anything that answers images with logits, (n, K), or labels, (n,).
         ids: what identifies each image for its random numbers (default: its position). Raises InputError.
         """
-        return self._run(classifier, images, labels, target, seed, ids, runtime)
+        if self.needs_gradients and not isinstance(classifier, nn.Module):
+            raise InputError(
+                f"{type(self).__name__} follows gradients, and a {type(classifier).__name__} has none.",
+                "Give a torch.nn.Module, or attack with Square, HopSkipJump or Transfer.",
+            )
+        with torch.inference_mode(mode=False), torch.no_grad():
+            given = [images, labels, *(() if target is None else (target,)), *(() if ids is None else (ids,))]
+            images, labels, *rest = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in given)
+            target = None if target is None else rest[0]
+            ids = torch.arange(len(images)) if ids is None else rest[-1]
+            return in_batches(
+                classifier,
+                Task(images, labels, target, ids, uint8=self.uint8),
+                self.batch_size,
+                runtime or Runtime.choose(),
+                lambda model, task: self.attack(model, task, seed),
+            )
+
+    @abstractmethod
+    def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
+        """Attack one batch, which is on the model's device."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class QueryAttack(_Called):
-    """An attack that only asks. batch_size: images at once; queries: the most that it asks about one image."""
+class GradientAttack(Attack):
+    """An attack that follows the gradient of a module.
+
+    samples: passes that are averaged a look, for randomised classifiers (EOT, Athalye et al. 2018, arXiv 1802.00420);
+    a success is still what one pass in fp32 says.
+    """
+
+    samples: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.samples < 1:
+            raise InputError(f"{self} cannot run.", "Give samples of 1 or more.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class QueryAttack(Attack):
+    """An attack that only asks. queries: the most that it asks about one image."""
+
+    needs_gradients: ClassVar[bool] = False
 
     queries: int = 5000
 
@@ -89,20 +96,3 @@ class QueryAttack(_Called):
         super().__post_init__()
         if self.queries < 1:
             raise InputError(f"{self} cannot run.", "Give a budget of 1 or more queries.")
-
-    def __call__(
-        self,
-        classifier: Classifier,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        target: Tensor | None = None,
-        seed: int = 0,
-        ids: Tensor | None = None,
-        runtime: Runtime | None = None,
-    ) -> AttackResult:
-        """Attack images as `Attack` does; the classifier is a module, or anything that answers images.
-
-        An answer is logits, (n, K), or labels, (n,). Raises InputError.
-        """
-        return self._run(classifier, images, labels, target, seed, ids, runtime)

@@ -16,7 +16,7 @@ from stillproof.attacks.attack import QueryAttack
 from stillproof.attacks.driver import State, climb
 from stillproof.attacks.frozen import Frozen, Slope
 from stillproof.attacks.losses import margin
-from stillproof.attacks.record import AttackResult, Record, Task
+from stillproof.attacks.record import POLISHING, AttackResult, Record, Task
 from stillproof.attacks.threats import L2, NORMS, Linf, NormName, Threat
 from stillproof.core.noise import Noise, derive
 from stillproof.errors import InputError
@@ -33,7 +33,6 @@ class Square(QueryAttack):
     """
 
     threat: Threat = field(default_factory=lambda: Linf(8 / 255))
-    queries: int = 5000
     first_share: float = 0.8
 
     def __post_init__(self) -> None:
@@ -151,13 +150,13 @@ class _L2Squares(_Squares):
         taken = torch.zeros(pixels.shape[:3], dtype=torch.bool, device=pixels.device)
         taken[gains] = taken[gives] = True
         unused = (epsilon**2 - pixels.square().sum(dim=(1, 2, 3))).clamp_min(0)
-        in_windows = (pixels.square().sum(dim=3) * taken).sum(dim=(1, 2))
+        in_windows = (pixels.square() * taken[..., None]).sum(dim=(1, 2))
         shape = _pyramids(side, pixels.device).expand(n, side, side)
         turned = noise.uniform(stream="turned")[:, None, None] < 0.5
         shape = torch.where(turned, shape.mT, shape)[..., None] * self.signs(noise, (1, 1, channels), "signs")
         old = pixels[gains]
         shape = shape + old / (_channel_norms(old) + 1e-12)
-        length = ((unused / channels + in_windows).sqrt())[:, None, None, None]
+        length = (unused[:, None] / channels + in_windows).sqrt()[:, None, None, :]
         pixels[gives] = 0
         pixels[gains] = shape / (_channel_norms(shape) + 1e-12) * length
         return self._on_the_sphere(change)
@@ -202,7 +201,7 @@ class HopSkipJump(QueryAttack):
     first_evaluations: of labels for the first gradient, times √t for the t-th, at most `most_evaluations`; tries:
     random images that are asked about until one is adversarial; precision: of the search for the boundary, over √d
     (L2) or d (Linf), as ART has it, and the size of the ball that a gradient is estimated in, over the distance.
-    Stops after `steps`, or when the next question would be over `queries`.
+    Stops after `steps`, or where the next step might take more than is left of `queries`.
     Source: Chen et al. 2020, arXiv 1904.02144.
     """
 
@@ -221,18 +220,16 @@ class HopSkipJump(QueryAttack):
             raise InputError(f"{self} cannot run.", "Give 1 or more steps, evaluations and tries, and linf or l2.")
 
     def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
-        record = Record(model, task, NORMS[self.norm], "nearest", queries=self.queries)
+        strict = model.strict()  # its bisection ends below what half precision can tell apart
+        record = Record(strict, task, NORMS[self.norm], "nearest", queries=self.queries)
         rows = record.open()
         if len(rows):
-            _Walk(model, record, rows, self, derive(seed, "hop skip jump")).go()
+            _Walk(strict, record, rows, self, derive(seed, "hop skip jump")).go()
         return record.result()
 
 
 FIRST_WIDTH = 0.1
 """Radius of the ball that the first gradient is estimated in."""
-
-POLISHING = 10
-"""Queries that the first confirmation and `Record.polish` may need."""
 
 
 class _Walk:
@@ -246,7 +243,7 @@ class _Walk:
         self.is_l2 = settings.norm == "l2"
         self.theta = settings.precision / (math.sqrt(self.pixels) if self.is_l2 else self.pixels)
         self.norm = NORMS[settings.norm]
-        self.limit = settings.queries - (POLISHING if model.rounds else 0)
+        self.limit = settings.queries - (1 + POLISHING if record.judges_again else 0)
         self.current = self.origin.clone()
         self.walking = torch.zeros_like(self.task.labels, dtype=torch.bool)
 
@@ -258,7 +255,7 @@ class _Walk:
             self._hop(number)
             if not self.walking.any():
                 break
-        if self.model.rounds:
+        if self.record.judges_again:
             self.record.polish()
 
     def _spent(self) -> Tensor:

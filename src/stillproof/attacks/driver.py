@@ -102,25 +102,21 @@ def in_batches(
     """Run an attack batch by batch; each is moved to the device, and its result back.
 
     classifier: a module, which is prepared (`frozen`), or anything that answers images. Where memory runs out, a batch
-    is tried again at half its size, down to one image. Raises InputError.
+    is tried again at half its size, down to one image; what it had asked by then is not counted. Raises InputError.
     """
     images = task.origin
-    if not (len(images) == len(task.labels) == len(task.ids)) or images.ndim != 4:
-        raise InputError(
-            f"{tuple(images.shape)} images, {len(task.labels)} labels and {len(task.ids)} ids do not fit.",
-            "Give images (N, C, H, W), and a label each.",
-        )
-    if task.target is not None and len(task.target) != len(images):
-        raise InputError(f"{len(task.target)} targets for {len(images)} images.", "Give one each.")
-    check_range(float(images.min()), float(images.max()), "the images to attack")
-    if task.uint8 and not torch.allclose((images * 255).round() / 255, images, atol=1e-6):
-        raise InputError("the images are no multiples of 1/255.", "Give images of 8 bits, or leave uint8 out.")
+    _check(task)
+    if not len(images):
+        nothing = torch.zeros(0, dtype=torch.int64)
+        return AttackResult(images, nothing.bool(), nothing.float(), nothing, nothing, nothing, nothing)
     parts: list[AttackResult] = []
     with ExitStack() as prepared:
         if isinstance(classifier, nn.Module):
             model = prepared.enter_context(frozen(classifier, images, runtime))
         else:
-            model = asked(classifier, runtime)
+            named = task.labels if task.target is None else torch.cat([task.labels, task.target])
+            classes = int(named.max()) + 1
+            model = asked(classifier, classes, runtime)
         start = 0
         while start < len(images):
             rows = slice(start, start + batch_size)
@@ -138,3 +134,25 @@ def in_batches(
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _check(task: Task) -> None:
+    """Raise InputError for what is no batch of images with labels."""
+    images = task.origin
+    if images.ndim != 4 or images.dtype != torch.float32:
+        raise InputError(
+            f"the images are {images.dtype} of shape {tuple(images.shape)}.",
+            "Give float32 in [0, 1], (N, C, H, W).",
+        )
+    for name, given in (("labels", task.labels), ("targets", task.target), ("ids", task.ids)):
+        if given is not None and (given.shape != (len(images),) or given.dtype != torch.int64):
+            raise InputError(
+                f"{len(images)} images and {name} of shape {tuple(given.shape)}, {given.dtype}, do not fit.",
+                "Give one each: int64, (N,).",
+            )
+    if task.target is not None and bool((task.target == task.labels).any()):
+        raise InputError("a target is the image's own label.", "Give another class, or leave target out.")
+    if len(images):
+        check_range(float(images.min()), float(images.max()), "the images to attack")
+    if task.uint8 and not torch.allclose((images * 255).round() / 255, images, atol=1e-6):
+        raise InputError("the images are no multiples of 1/255.", "Give images of 8 bits, or leave uint8 out.")

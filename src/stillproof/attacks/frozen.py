@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from stillproof.core.runtime import Runtime
+from stillproof.errors import InputError
 
 PROBES = 4
 """Images that the original and its copy are compared on before an attack."""
 
-MOST_CLASSES = 1000
-"""Classes that an answer of labels alone is taken to be of."""
+STEEPEST = 1e15
+"""What stands for an infinite gradient."""
 
 FOLDING_TOLERANCE = 1e-3
 """How much folding may change the differences between logits, as a share of the largest."""
@@ -64,6 +65,10 @@ class Frozen:
         """Whether the fast copy can differ from the original in what it says of an image."""
         return self.fast is not self.exact or self.runtime.precision != "fp32"
 
+    def strict(self) -> Frozen:
+        """The original alone, in fp32."""
+        return Frozen(self.exact, self.exact, replace(self.runtime, precision="fp32"))
+
     def answer(self, images: Tensor) -> Tensor:
         """Logits of the fast copy, (n, K), float32."""
         with torch.no_grad(), self.runtime.autocast():
@@ -72,7 +77,8 @@ class Frozen:
 
     def judge(self, images: Tensor) -> Tensor:
         """Logits of the original in fp32, (n, K)."""
-        with torch.no_grad():
+        kind = torch.device(self.runtime.device).type
+        with torch.no_grad(), torch.autocast(kind, enabled=False), _full_fp32(kind):
             logits: Tensor = self.exact(self._laid_out(images))
         return logits.float()
 
@@ -95,28 +101,35 @@ class Frozen:
         probe = self._laid_out(images).detach().requires_grad_()
         with torch.enable_grad():
             with self.runtime.autocast():
-                logits = self.fast(probe)
+                logits = self.fast(probe.clone())  # a model may change its input in place
             logits = logits.float()
             value = loss(logits)
             (gradient,) = torch.autograd.grad(value.sum(), probe)
+        # a root at a black pixel has an infinite gradient; squares of what is put there must stay finite
+        gradient = gradient.nan_to_num(nan=0.0, posinf=STEEPEST, neginf=-STEEPEST)
         return Slope(logits.detach(), value.detach(), gradient)
 
     def _laid_out(self, images: Tensor) -> Tensor:
-        return images.contiguous(memory_format=self.runtime.memory_format)
+        """A copy, as a model may change its input in place."""
+        return images.clone(memory_format=self.runtime.memory_format)
 
 
 @contextmanager
 def frozen(classifier: nn.Module, images: Tensor, runtime: Runtime) -> Iterator[Frozen]:
-    """Prepare a classifier; it is left as it was found, but for its device.
+    """Prepare a classifier; it is left as it was found, but for its device and memory format.
 
     images: some of those to be attacked, float32, (n, C, H, W): the copy must answer them as the original does, or
     the original is attacked itself.
     """
     modes = [(module, module.training) for module in classifier.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in classifier.parameters()]
-    runtime.place(classifier.eval()).requires_grad_(False)
     try:
-        yield _prepared(classifier, images[:PROBES].to(runtime.device), runtime)
+        classifier.eval()
+        runtime.place(classifier)
+        for parameter, _ in wanted:
+            parameter.requires_grad_(False)
+        some = torch.linspace(0, len(images) - 1, min(PROBES, len(images))).long()
+        yield _prepared(classifier, images[some].to(runtime.device), runtime)
     finally:
         for module, training in modes:
             module.training = training
@@ -124,43 +137,72 @@ def frozen(classifier: nn.Module, images: Tensor, runtime: Runtime) -> Iterator[
             parameter.requires_grad_(before)
 
 
-def asked(answer: Classifier, runtime: Runtime) -> Frozen:
+def asked(answer: Classifier, classes: int, runtime: Runtime) -> Frozen:
     """Something that answers, as it is: a remote model, an oracle, a function. It is asked in fp32, without gradients.
 
-    Answers of shape (n,), labels alone, become logits of 0 and 1.
+    Answers of shape (n,), labels alone, become logits of 0 and 1, of at least so many classes.
     """
 
     def logits(images: Tensor) -> Tensor:
         found = answer(images)
-        if found.ndim == 2:
+        if not isinstance(found, Tensor):
+            raise InputError(f"the classifier answers with a {type(found).__name__}.", "It must return a tensor.")
+        if found.ndim != 1:
             return found.to(images.device)
         labels = found.to(images.device, torch.int64)
-        return (labels[:, None] == torch.arange(MOST_CLASSES, device=images.device)).float()
+        known = max(classes, int(labels.max()) + 1)
+        return (labels[:, None] == torch.arange(known, device=images.device)).float()
 
     return Frozen(logits, logits, replace(runtime, precision="fp32"))
 
 
+def _full_fp32(kind: str) -> AbstractContextManager[None]:
+    """On CUDA, convolutions in fp32 that are not rounded to TF32."""
+    if kind != "cuda":
+        return nullcontext()
+    found: AbstractContextManager[None] = torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
+    return found
+
+
 def _prepared(classifier: nn.Module, probe: Tensor, runtime: Runtime) -> Frozen:
-    plain = Frozen(classifier, classifier, runtime)
-    with torch.no_grad():
-        expected = plain.judge(probe)
-        if not torch.equal(expected, plain.judge(probe)):
-            return plain  # randomised: nothing can be compared with it
+    full = replace(runtime, precision="fp32")
+    plain = Frozen(classifier, classifier, full)
+    expected = plain.judge(probe)
+    if not torch.equal(expected, plain.judge(probe)):
+        return plain  # randomised: nothing can be compared with it
+    folded = _copied(classifier, expected, probe, full, fold=True) or _copied(classifier, expected, probe, full)
+    if folded is None:
+        return plain
+    if runtime.precision == "bf16":
+        narrow = _copied(folded.fast, expected, probe, runtime)
+        if narrow is not None:
+            return replace(narrow, exact=classifier, folded=folded.folded)
+    return folded if folded.folded else plain
+
+
+def _copied(
+    classifier: Classifier, expected: Tensor, probe: Tensor, runtime: Runtime, *, fold: bool = False
+) -> Frozen | None:
+    """A copy in this precision, folded or not; None where it cannot be made, or does not answer as expected."""
+    assert isinstance(classifier, nn.Module)  # noqa: S101
     try:
         copy = deepcopy(classifier)
-        folded = _fold(copy, probe)
-        full = replace(runtime, precision="fp32")
-        if not _agree(Frozen(classifier, copy, full).answer(probe), expected, FOLDING_TOLERANCE):
-            copy, folded = deepcopy(classifier), 0
-        found = Frozen(classifier, copy if folded else classifier, full, folded)
+        if _share(copy, classifier):
+            return None
+        folded = _fold(copy, probe) if fold else 0
         if runtime.precision == "bf16":
-            narrow = Frozen(classifier, _narrowed(deepcopy(copy)), runtime, folded)
-            if _agree(narrow.answer(probe), expected, ROUNDING_TOLERANCE):
-                found = narrow
-        found.slope(probe, lambda logits: logits.sum(dim=1))
-    except Exception:  # a module that cannot be copied, or whose copy does not run: attacked as it is
-        return plain
-    return found
+            _narrow(copy)
+        found = Frozen(classifier, copy, runtime, folded)
+        tolerance = ROUNDING_TOLERANCE if runtime.precision == "bf16" else FOLDING_TOLERANCE
+        return found if _agree(found.answer(probe), expected, tolerance) else None
+    except Exception:  # a module that cannot be copied, or whose copy does not run: it is attacked as it is
+        return None
+
+
+def _share(copy: nn.Module, original: nn.Module) -> bool:
+    """Whether a copy is none: its own __deepcopy__ kept something of the original."""
+    kept = {id(part) for part in (*original.modules(), *original.parameters())}
+    return any(id(part) in kept for part in (*copy.modules(), *copy.parameters()))
 
 
 def _agree(found: Tensor, expected: Tensor, tolerance: float) -> bool:
@@ -231,12 +273,12 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+    kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    return any(getattr(module, kind) for kind in kinds)
 
 
-def _narrowed(model: nn.Module) -> nn.Module:
+def _narrow(model: nn.Module) -> None:
     """The weights that autocast would turn into bf16 in every pass, turned once."""
     for module in model.modules():
         if type(module) in (nn.Conv2d, nn.Linear):
             module.to(torch.bfloat16)
-    return model

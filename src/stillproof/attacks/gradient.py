@@ -9,7 +9,7 @@ from itertools import product
 import torch
 from torch import Tensor
 
-from stillproof.attacks.attack import Attack
+from stillproof.attacks.attack import GradientAttack
 from stillproof.attacks.driver import State, climb
 from stillproof.attacks.frozen import Frozen, Slope
 from stillproof.attacks.losses import LOSSES, LossName
@@ -20,11 +20,16 @@ from stillproof.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
-class FGSM(Attack):
+class FGSM(GradientAttack):
     """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step to the edge of the ball."""
 
     threat: Threat = field(default_factory=lambda: Linf(8 / 255))
     loss: LossName = "cross-entropy"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.loss not in LOSSES:
+            raise InputError(f"{self} cannot run.", "Give a known loss.")
 
     def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
         single = PGD(threat=self.threat, steps=1, step=1.0, loss=self.loss, random_start=False, samples=self.samples)
@@ -32,7 +37,7 @@ class FGSM(Attack):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PGD(Attack):
+class PGD(GradientAttack):
     """Projected gradient descent (Madry et al. 2018, arXiv 1706.06083).
 
     step: as a share of epsilon. An image keeps the first iterate that succeeds and leaves; with `run_to_end` it is
@@ -118,7 +123,7 @@ FIRST_WINDOW, SHORTER_BY, SHORTEST_WINDOW = 0.22, 0.03, 0.06
 
 
 @dataclass(frozen=True, kw_only=True)
-class APGD(Attack):
+class APGD(GradientAttack):
     """Auto-PGD: a step size for each image that halves where the loss no longer rises.
 
     targets: with 0 it ascends `loss`; with n > 0 it makes n searches, each towards the next likely wrong class, by the
@@ -140,7 +145,7 @@ class APGD(Attack):
 
     def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
         record = Record(model, task, self.threat, "largest" if self.run_to_end else "first")
-        for number, towards in product(range(self.restarts), self._aims(task, record)):
+        for number, (_, towards) in enumerate(product(range(self.restarts), self._aims(task, record))):
             rows = record.open()
             if not len(rows):
                 break

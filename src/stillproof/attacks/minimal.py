@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from stillproof.attacks.attack import Attack
+from stillproof.attacks.attack import GradientAttack
 from stillproof.attacks.driver import State, climb
 from stillproof.attacks.frozen import Frozen, Slope
 from stillproof.attacks.losses import LOSSES, LossName, margin
@@ -25,7 +25,7 @@ TINY = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
-class FMN(Attack):
+class FMN(GradientAttack):
     """Fast minimum-norm attack: a ball that shrinks where the image is adversarial and grows where it is not.
 
     The ball changes by a share γ, from `shrink` to `last_shrink`; steps go along the gradient of the margin, with the
@@ -47,11 +47,11 @@ class FMN(Attack):
         if not 0 < self.last_shrink <= self.shrink < 1:
             raise InputError(f"{self} cannot run.", "Give 0 < last_shrink <= shrink < 1.")
 
-    def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:  # noqa: ARG002
+    def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
         record = Record(model, task, NORMS[self.norm], "nearest")
         rows = record.open()
         if len(rows):
-            search = _Boundary.begin(task[rows], self)
+            search = _Boundary.begin(record.task[rows], self, derive(seed, "fmn"))
             climb(model, record, search, rows, steps=self.steps, samples=self.samples)
             record.polish()
         return record.result()
@@ -66,14 +66,17 @@ class _Boundary(State):
     found: Tensor
     nearest: Tensor
     farthest: Tensor
+    aside: Tensor
+    """Where an image goes that has no gradient."""
     number: int = 0
 
     @classmethod
-    def begin(cls, task: Task, settings: FMN) -> _Boundary:
+    def begin(cls, task: Task, settings: FMN, seed: int) -> _Boundary:
         origin = task.origin
         farthest = NORMS[settings.norm].distance((origin < 0.5).to(origin.dtype), origin)
         never = torch.zeros_like(task.labels, dtype=torch.bool)
-        return cls(task, settings, origin, torch.full_like(farthest, torch.inf), never, farthest, farthest)
+        radius = torch.full_like(farthest, torch.inf)
+        return cls(task, settings, origin, radius, never, farthest, farthest, _aside(task, seed))
 
     def ascended(self, logits: Tensor) -> Tensor:
         return margin(logits, self.task.labels, self.task.target)
@@ -89,16 +92,20 @@ class _Boundary(State):
         self.nearest = torch.where(adversarial, torch.minimum(distance, self.nearest), self.nearest)
         to_boundary = slope.value.abs() / norm.dual(slope.gradient).clamp_min(TINY)
         # a little beyond: on the boundary itself the margin is 0, and an image would stay there
-        outwards = torch.where(self.found, self.radius, distance + to_boundary) * (1 + shrink)
+        # and never less than before, or an image stops where the pixel range eats its steps
+        tried = self.radius.masked_fill(self.radius.isinf(), 0)
+        # faster, where half precision sees it beyond the boundary and fp32 does not
+        growth = torch.where((slope.value >= 0) & ~adversarial, 1.5, 1 + shrink)
+        outwards = torch.where(self.found, self.radius, torch.maximum(distance + to_boundary, tried)) * growth
         inwards = torch.minimum(self.radius * (1 - shrink), self.nearest)
         self.radius = torch.minimum(torch.where(adversarial, inwards, outwards), self.farthest)
-        step = length * _unit(slope.gradient)
+        step = length * _unit(_or_aside(slope.gradient, self.aside))
         self.current = (origin + norm.cut(self.current + step - origin, self.radius)).clamp_(0, 1)
         self.number += 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDN(Attack):
+class DDN(GradientAttack):
     """Decoupled direction and norm: steps along the gradient, put back on a sphere that grows or shrinks by γ.
 
     The paper ascends the cross-entropy, whose gradient a distilled model does not have; the default is the margin.
@@ -122,10 +129,9 @@ class DDN(Attack):
         record = Record(model, task, NORMS["l2"], "nearest")
         rows = record.open()
         if len(rows):
-            left = task[rows]
+            left = record.task[rows]
             radius = torch.full((len(rows),), self.radius, device=left.origin.device)
-            aside = Noise(derive(seed, "ddn"), left.ids, 0).normal(tuple(left.origin.shape[1:]))
-            search = _Sphere(left, self, left.origin, radius, aside)
+            search = _Sphere(left, self, left.origin, radius, _aside(left, derive(seed, "ddn")))
             climb(model, record, search, rows, steps=self.steps, samples=self.samples)
             record.polish()
         return record.result()
@@ -148,12 +154,21 @@ class _Sphere(State):
         settings, origin = self.settings, self.task.origin
         phase = (1 + math.cos(math.pi * self.number / settings.steps)) / 2
         length = settings.last_length + (settings.length - settings.last_length) * phase
-        dead = (slope.gradient == 0).flatten(1).all(dim=1)
-        gradient = torch.where(_wide(dead), self.aside, slope.gradient)
+        gradient = _or_aside(slope.gradient, self.aside)
         self.radius = self.radius * torch.where(adversarial, 1 - settings.shrink, 1 + settings.shrink)
         change = self.current + length * _unit(gradient) - origin
         self.current = (origin + _unit(change) * _wide(self.radius)).clamp_(0, 1)
         self.number += 1
+
+
+def _aside(task: Task, seed: int) -> Tensor:
+    return Noise(seed, task.ids, 0).normal(tuple(task.origin.shape[1:]))
+
+
+def _or_aside(gradient: Tensor, aside: Tensor) -> Tensor:
+    """The gradient, or where it is zero all over, a random direction."""
+    dead = (gradient == 0).flatten(1).all(dim=1)
+    return torch.where(_wide(dead), aside, gradient)
 
 
 def _unit(changes: Tensor) -> Tensor:
@@ -164,12 +179,13 @@ def _unit(changes: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CarliniWagner(Attack):
+class CarliniWagner(GradientAttack):
     """C&W, L2: Adam on ‖x' − x‖² + c · max(0, m + κ), m the margin of the label, x' = (tanh w + 1) / 2.
 
     searches: how often c is tried, from `first_c`, tenfold until an image falls, then by bisection; steps: of Adam in
     each. A search ends for an image when its loss has not fallen in a tenth of the steps (`abort_early`), and its
-    next begins at once. confidence: κ, the margin that is asked for.
+    next begins at once. confidence: κ, the margin that is asked for (but of images that are misclassified already).
+    With few steps a tenth of them is soon over: `abort_early=False` then finds nearer images.
     Source: Carlini & Wagner 2017, arXiv 1608.04644, and the authors' code.
     """
 
@@ -208,6 +224,8 @@ class _Tradeoff(State):
 
     task: Task
     settings: CarliniWagner
+    squeezed: Tensor
+    """What the origin becomes in the space of w: distances are from there, as in the authors' code."""
     start: Tensor
     hidden: Tensor
     current: Tensor
@@ -229,6 +247,7 @@ class _Tradeoff(State):
         return cls(
             task=task,
             settings=settings,
+            squeezed=_pixels(start),
             start=start,
             hidden=start,
             current=_pixels(start),
@@ -248,7 +267,7 @@ class _Tradeoff(State):
 
     def move(self, slope: Slope, adversarial: Tensor) -> Tensor:
         settings = self.settings
-        change = self.current - self.task.origin
+        change = self.current - self.squeezed
         # what is lacking of the margin is the confidence less what is ascended, so its gradient has the other sign
         loss = change.square().sum(dim=(1, 2, 3)) + self.c * (settings.confidence - slope.value)
         self.fell = self.fell | adversarial

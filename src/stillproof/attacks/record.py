@@ -11,16 +11,23 @@ from torch import Tensor
 from stillproof.attacks.frozen import ROUNDING_TOLERANCE, Frozen
 from stillproof.attacks.losses import margin
 from stillproof.attacks.threats import Norm
+from stillproof.errors import InputError
 
 Keep = Literal["first", "largest", "nearest"]
 """Which adversarial image of several: the first, and then no other is looked for; of the largest loss; the nearest."""
 
 
-PUSHES = (1.0, 1.005, 1.02, 1.1)
+PUSHES = (1.0, 1.005, 1.02, 1.1, 1.3, 2.0)
 """How far the nearest image is pushed on, until fp32 calls it adversarial."""
 
 BISECTIONS = 5
-"""Halvings of the last tenth of the way to it."""
+"""Halvings of the last tenth of the way to it, or of all of it, if nine tenths are still adversarial."""
+
+POLISHING = len(PUSHES) + 1 + BISECTIONS
+"""Passes in fp32 that `Record.polish` may need."""
+
+CLEARANCE = 1e-5
+"""Margin of the nearest images, as a share of the logits' spread: another batch size rounds otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +60,8 @@ class Task:
 
     origin: float32, (n, C, H, W); labels: int64, (n,); target: the class each is to be taken for, or None: any other
     than its label; ids: what identifies each for its noise; confidence: the margin that is asked for, κ; uint8:
-    whether what is handed back is to lie on the grid of 8 bits, and be adversarial there.
+    whether what is handed back is to lie on the grid of 8 bits, and be adversarial there; clearance: the margin that is
+    asked for as a share of the spread of the logits.
     """
 
     origin: Tensor
@@ -62,13 +70,20 @@ class Task:
     ids: Tensor
     confidence: float = 0.0
     uint8: bool = False
+    clearance: float = 0.0
+
+    def misclassified(self, logits: Tensor) -> Tensor:
+        """Whether each image is taken for what it should, (n,). NaN is taken for nothing."""
+        guesses = logits.argmax(dim=1)
+        wrong = guesses != self.labels if self.target is None else guesses == self.target
+        return wrong & ~logits.isnan().any(dim=1)
 
     def adversarial(self, logits: Tensor) -> Tensor:
-        """Whether each image is taken for what it should, (n,)."""
-        if self.confidence:
-            return margin(logits, self.labels, self.target) >= self.confidence
-        guesses = logits.argmax(dim=1)
-        return guesses != self.labels if self.target is None else guesses == self.target
+        """The same, and by the margin that is asked for."""
+        if not (self.confidence or self.clearance):
+            return self.misclassified(logits)
+        asked = self.confidence + self.clearance * (logits.amax(dim=1) - logits.amin(dim=1))
+        return self.misclassified(logits) & (margin(logits, self.labels, self.target) >= asked)
 
     def __getitem__(self, rows: Tensor | slice) -> Task:
         target = None if self.target is None else self.target[rows]
@@ -96,15 +111,18 @@ class Record:
     """The best image of each of a batch so far, whether fp32 has confirmed it, and what the search has cost.
 
     `best` is what the fast copy calls better than all before; `sure` is the last that the original confirmed. queries:
-    what may be asked about an image, by an attack without gradients. Nothing waits for the device, but for the question
-    whether any image is newly adversarial.
+    what may be asked about an image, by an attack without gradients. While no image falls, nothing waits for the device
+    but the question whether one has.
     """
 
     def __init__(self, model: Frozen, task: Task, norm: Norm, keep: Keep, *, queries: int | None = None) -> None:
+        if keep == "nearest":
+            task = replace(task, clearance=CLEARANCE)
         self.model, self.task, self.norm, self.keep, self.queries = model, task, norm, keep, queries
         n, device = len(task.origin), task.origin.device
         self.clean = model.judge(task.origin)
-        self.misclassified = task.adversarial(self.clean)
+        _check(self.clean, task)
+        self.misclassified = task.misclassified(self.clean)
         self.success = self.misclassified.clone()
         self.sure, self.best = task.origin.clone(), task.origin.clone()
         self.score = torch.full((n,), -torch.inf, device=device)
@@ -116,6 +134,11 @@ class Record:
         self.backwards = torch.zeros_like(self.forwards)
         self.looks = torch.zeros_like(self.forwards)
 
+    @property
+    def judges_again(self) -> bool:
+        """Whether what the search has seen is not yet what is handed back, judged in fp32."""
+        return self.model.rounds or self.task.uint8
+
     def open(self) -> Tensor:
         """Rows that are still to be attacked."""
         return (~(self.success if self.keep == "first" else self.misclassified)).nonzero()[:, 0]
@@ -124,7 +147,8 @@ class Record:
         """Which of these images cannot pay for another look, and for what fp32 may have to judge after it, (n,)."""
         if self.queries is None:
             return torch.zeros_like(rows, dtype=torch.bool)
-        return self.forwards[rows] + (3 if self.model.rounds or self.task.uint8 else 1) > self.queries
+        needed = 3 if self.judges_again else 1  # the look, the confirmation, the last judgement
+        return self.forwards[rows] + needed > self.queries
 
     def see(
         self, rows: Tensor, task: Task, images: Tensor, value: Tensor, logits: Tensor, passes: tuple[int, int]
@@ -171,7 +195,7 @@ class Record:
 
     def _confirmed(self, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """The same for images that the search has called so."""
-        if self.model.rounds or self.task.uint8:
+        if self.judges_again:
             return self._judged(rows, images)
         return torch.ones_like(rows, dtype=torch.bool), images
 
@@ -206,7 +230,7 @@ class Record:
         """Move the best images along the line from their origin to where fp32 just calls them adversarial.
 
         The fast copy's boundary is not quite the original's. What it called nearest may lie a little short of it, and
-        is pushed over; then the last tenth of the way is bisected.
+        is pushed over; then the last tenth of the way is bisected, or, if it is adversarial before that, the rest.
         """
         rows = (self.success & ~self.misclassified).nonzero()[:, 0]
         if not len(rows):
@@ -225,9 +249,9 @@ class Record:
         lost = reach.isinf()
         change = torch.where(lost[:, None, None, None], self.sure[rows] - origin, change)
         high = torch.where(lost, 1.0, reach)
-        low = 0.9 * high
-        for _ in range(BISECTIONS):
-            middle = (low + high) / 2
+        low = torch.zeros_like(high)
+        for number in range(1 + BISECTIONS):
+            middle = (low + high) / 2 if number else 0.9 * high
             right, final = self._judged(rows, (origin + middle[:, None, None, None] * change).clamp_(0, 1))
             low, high = torch.where(right, low, middle), torch.where(right, middle, high)
             self.sure[rows[right]] = final[right]
@@ -239,7 +263,7 @@ class Record:
         if self.keep != "first":
             self.settle()
         missed = (~self.success & self.is_near).nonzero()[:, 0]
-        if len(missed) and self.keep != "nearest" and self.model.rounds:  # what the fast copy may not have seen
+        if len(missed) and self.keep != "nearest" and self.judges_again:  # what the fast copy may not have seen
             right, final = self._judged(missed, self.best[missed])
             late = missed[right]
             self.success[late], self.sure[late], self.first[late] = True, final[right], self.looks[late]
@@ -257,3 +281,19 @@ class Record:
             queries=torch.zeros_like(self.forwards) if self.queries is None else self.forwards.clone(),
             first_success=self.first,
         )
+
+
+def _check(logits: Tensor, task: Task) -> None:
+    """Raise InputError where the answers cannot be of these labels."""
+    if logits.ndim != 2 or len(logits) != len(task.labels) or logits.shape[1] < 2:
+        raise InputError(
+            f"the classifier answers {len(task.labels)} images with a tensor of shape {tuple(logits.shape)}.",
+            "It must return logits, (n, K), K of 2 or more.",
+        )
+    for name, classes in (("labels", task.labels), ("targets", task.target)):
+        if classes is not None and not 0 <= int(classes.min()) <= int(classes.max()) < logits.shape[1]:
+            raise InputError(
+                f"{name} are from {int(classes.min())} to {int(classes.max())}, and the classifier knows "
+                f"{logits.shape[1]} classes.",
+                "Number the classes from 0.",
+            )
