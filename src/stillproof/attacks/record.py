@@ -126,7 +126,6 @@ class Record:
         self.success = self.misclassified.clone()
         self.sure, self.best = task.origin.clone(), task.origin.clone()
         self.score = torch.full((n,), -torch.inf, device=device)
-        self.is_hit = self.success.clone()
         self.is_confirmed = torch.ones_like(self.success)
         self.is_near = torch.zeros_like(self.success)
         self.first = torch.where(self.success, 0, -1)
@@ -158,11 +157,11 @@ class Record:
         task: that of these rows; value: the loss, (n,); logits: of the fast copy, (n, K); passes: forward and backward,
         an image.
         """
-        adversarial = task.adversarial(logits)
+        adversarial, known = task.adversarial(logits), self.success[rows]
         self.forwards[rows] += passes[0]
         self.backwards[rows] += passes[1]
         self.looks[rows] += 1
-        fresh = (adversarial & ~self.success[rows]).nonzero()[:, 0]
+        fresh = (adversarial & ~known).nonzero()[:, 0]
         if len(fresh):
             right, final = self._confirmed(rows[fresh], images[fresh])
             adversarial = adversarial.index_put((fresh,), right)
@@ -170,7 +169,6 @@ class Record:
             confirmed = rows[fresh]
             self.sure[confirmed], self.success[confirmed] = final[right], True
             self.first[confirmed] = self.looks[confirmed]
-        known = self.is_hit[rows]
         score = -self.norm.distance(images, task.origin) if self.keep == "nearest" else value
         better = (adversarial & ~known) | ((adversarial == known) & (score > self.score[rows]))
         if self.keep == "nearest":
@@ -178,7 +176,6 @@ class Record:
         self.best[rows] = torch.where(better[:, None, None, None], images, self.best[rows])
         self.score[rows] = torch.where(better, score, self.score[rows])
         self.is_near[rows] = torch.where(better, self._is_near(task, logits), self.is_near[rows])
-        self.is_hit[rows] = known | better & adversarial
         self.is_confirmed[rows] &= ~(better & adversarial)
         return Seen(adversarial, len(fresh) > 0)
 
@@ -214,16 +211,12 @@ class Record:
         return torch.where(farther[:, None, None, None], inward, nearest)
 
     def settle(self) -> None:
-        """Let fp32 judge the best images; one that it does not confirm gives way to the last that it did."""
+        """Let fp32 judge the best images; where it does not confirm one, the last that it did stays."""
         rows = (~self.is_confirmed).nonzero()[:, 0]
         if not len(rows):
             return
         right, final = self._confirmed(rows, self.best[rows])
-        confirmed, lost = rows[right], rows[~right]
-        self.sure[confirmed] = final[right]
-        self.best[lost] = self.sure[lost]
-        if self.keep == "nearest":
-            self.score[lost] = -self.norm.distance(self.sure[lost], self.task.origin[lost])
+        self.sure[rows[right]] = final[right]
         self.is_confirmed[rows] = True
 
     def polish(self) -> None:
@@ -255,7 +248,6 @@ class Record:
             right, final = self._judged(rows, (origin + middle[:, None, None, None] * change).clamp_(0, 1))
             low, high = torch.where(right, low, middle), torch.where(right, middle, high)
             self.sure[rows[right]] = final[right]
-        self.best[rows] = self.sure[rows]
         self.is_confirmed[rows] = True
 
     def result(self) -> AttackResult:
