@@ -1,6 +1,7 @@
 """Objectives beyond plain KD: their equations against independent ones, and that a student learns from each."""
 
-from pathlib import Path
+from pathlib from dataclasses import replace
+import Path
 
 import pytest
 import torch
@@ -219,7 +220,8 @@ def test_a_student_of_logits_comes_close_to_its_teacher(
     fit(teacher, CrossEntropy(), train, recipe=recipe, runtime=runtime, seed=0)
     student = Model("zoo:cnn?width=4").fresh(train.shape, 10, 1)
     columns = {TEACHER: predict(teacher, train, runtime)}
-    fit(student, objective, train, recipe=recipe, runtime=runtime, seed=0, columns=columns)
+    gentle = replace(recipe, learning_rate=0.03)  # the weight of DKD, 8, makes a step of .1 a coin toss
+    fit(student, objective, train, recipe=gentle, runtime=runtime, seed=0, columns=columns)
     agreed = predict(student, test, runtime).argmax(1) == predict(teacher, test, runtime).argmax(1)
     assert agreed.double().mean() > 0.9
 
