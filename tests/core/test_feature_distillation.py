@@ -1,7 +1,7 @@
 """Objectives beyond plain KD: their equations against independent ones, and that a student learns from each."""
 
-from pathlib from dataclasses import replace
-import Path
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
