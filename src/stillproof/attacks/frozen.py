@@ -170,21 +170,22 @@ def _prepared(classifier: nn.Module, probe: Tensor, runtime: Runtime) -> Frozen:
     expected = plain.judge(probe)
     if not torch.equal(expected, plain.judge(probe)):
         return plain  # randomised: nothing can be compared with it
-    folded = _copied(classifier, expected, probe, full, fold=True) or _copied(classifier, expected, probe, full)
-    if folded is None:
+    made = _copied(classifier, expected, probe, full, fold=True) or _copied(classifier, expected, probe, full)
+    if made is None:
         return plain
+    copy, folded = made
     if runtime.precision == "bf16":
-        narrow = _copied(folded.fast, expected, probe, runtime)
+        narrow = _copied(copy, expected, probe, runtime)
         if narrow is not None:
-            return replace(narrow, exact=classifier, folded=folded.folded)
-    return folded if folded.folded else plain
+            return Frozen(classifier, narrow[0], runtime, folded)
+    return Frozen(classifier, copy, full, folded) if folded else plain
 
 
 def _copied(
-    classifier: Classifier, expected: Tensor, probe: Tensor, runtime: Runtime, *, fold: bool = False
-) -> Frozen | None:
-    """A copy in this precision, folded or not; None where it cannot be made, or does not answer as expected."""
-    assert isinstance(classifier, nn.Module)  # noqa: S101
+    classifier: nn.Module, expected: Tensor, probe: Tensor, runtime: Runtime, *, fold: bool = False
+) -> tuple[nn.Module, int] | None:
+    """A copy in this precision, and how many norms were folded in it; None where it cannot be made, or does not answer
+    as expected."""
     try:
         copy = deepcopy(classifier)
         if _share(copy, classifier):
@@ -192,9 +193,9 @@ def _copied(
         folded = _fold(copy, probe) if fold else 0
         if runtime.precision == "bf16":
             _narrow(copy)
-        found = Frozen(classifier, copy, runtime, folded)
+        answers = Frozen(classifier, copy, runtime).answer(probe)
         tolerance = ROUNDING_TOLERANCE if runtime.precision == "bf16" else FOLDING_TOLERANCE
-        return found if _agree(found.answer(probe), expected, tolerance) else None
+        return (copy, folded) if _agree(answers, expected, tolerance) else None
     except Exception:  # a module that cannot be copied, or whose copy does not run: it is attacked as it is
         return None
 

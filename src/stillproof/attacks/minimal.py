@@ -84,9 +84,8 @@ class _Boundary(State):
     def move(self, slope: Slope, adversarial: Tensor) -> None:
         settings, origin = self.settings, self.task.origin
         norm = NORMS[settings.norm]
-        phase = (1 + math.cos(math.pi * self.number / settings.steps)) / 2
-        length = settings.last_length + (settings.length - settings.last_length) * phase
-        shrink = settings.last_shrink + (settings.shrink - settings.last_shrink) * phase
+        length = _falling(settings.length, settings.last_length, self.number / settings.steps)
+        shrink = _falling(settings.shrink, settings.last_shrink, self.number / settings.steps)
         distance = norm.distance(self.current, origin)
         self.found = self.found | adversarial
         self.nearest = torch.where(adversarial, torch.minimum(distance, self.nearest), self.nearest)
@@ -152,13 +151,17 @@ class _Sphere(State):
 
     def move(self, slope: Slope, adversarial: Tensor) -> None:
         settings, origin = self.settings, self.task.origin
-        phase = (1 + math.cos(math.pi * self.number / settings.steps)) / 2
-        length = settings.last_length + (settings.length - settings.last_length) * phase
+        length = _falling(settings.length, settings.last_length, self.number / settings.steps)
         gradient = _or_aside(slope.gradient, self.aside)
         self.radius = self.radius * torch.where(adversarial, 1 - settings.shrink, 1 + settings.shrink)
         change = self.current + length * _unit(gradient) - origin
         self.current = (origin + _unit(change) * _wide(self.radius)).clamp_(0, 1)
         self.number += 1
+
+
+def _falling(first: float, last: float, share: float) -> float:
+    """From first to last, as a cosine."""
+    return last + (first - last) * (1 + math.cos(math.pi * share)) / 2
 
 
 def _aside(task: Task, seed: int) -> Tensor:
