@@ -124,6 +124,18 @@ def test_labels_and_answers_that_do_not_fit_are_refused(attack: GradientAttack |
     assert len(nothing.images) == len(nothing.success) == 0
 
 
+class Pair(nn.Module):
+    def forward(self, images: Tensor) -> tuple[Tensor, int]:
+        return images.flatten(1), 1
+
+
+def test_a_model_that_fails_or_answers_with_no_tensor_is_named() -> None:
+    model, images, labels = case()
+    for broken, given in ((Pair(), images), (model, images[:, :1])):
+        with pytest.raises(InputError, match="the classifier fails on images of shape"):
+            PGD()(broken, given, labels, runtime=FP32)
+
+
 def test_an_attack_on_gradients_wants_a_module() -> None:
     _, images, labels = case()
     with pytest.raises(InputError, match="Square, HopSkipJump or Transfer"):

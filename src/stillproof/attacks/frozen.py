@@ -167,7 +167,13 @@ def _full_fp32(kind: str) -> AbstractContextManager[None]:
 def _prepared(classifier: nn.Module, probe: Tensor, runtime: Runtime) -> Frozen:
     full = replace(runtime, precision="fp32")
     plain = Frozen(classifier, classifier, full)
-    expected = plain.judge(probe)
+    try:
+        expected = plain.judge(probe)
+    except Exception as error:  # whatever the user's module raises
+        raise InputError(
+            f"the classifier fails on images of shape {tuple(probe.shape)}: {type(error).__name__}: {error}",
+            "It must take float32 images of that shape and return logits, (n, K).",
+        ) from error
     if not torch.equal(expected, plain.judge(probe)):
         return plain  # randomised: nothing can be compared with it
     made = _copied(classifier, expected, probe, full, fold=True) or _copied(classifier, expected, probe, full)
