@@ -33,11 +33,13 @@ from models import Shared, shared
 from shared.memory import Peak, held_bytes
 from shared.record import record
 from stillproof.attacks.attack import Attack
-from stillproof.attacks.black_box import HopSkipJump, Square
+from stillproof.attacks.carlini_wagner import CarliniWagner
 from stillproof.attacks.frozen import frozen
 from stillproof.attacks.gradient import APGD, PGD
+from stillproof.attacks.hop_skip_jump import HopSkipJump
 from stillproof.attacks.losses import cross_entropy
-from stillproof.attacks.minimal import DDN, FMN, CarliniWagner
+from stillproof.attacks.minimal import DDN, FMN
+from stillproof.attacks.square import Square
 from stillproof.attacks.threats import NORMS, Linf, NormName
 from stillproof.core.runtime import Runtime
 

@@ -14,9 +14,9 @@ import time
 from shared.memory import held_bytes
 from shared.plans import Printing
 from shared.record import cifar10, record
+from stillproof.core.carving import carve, data_stage
 from stillproof.core.plan import Execution, Plan
 from stillproof.core.runtime import Runtime
-from stillproof.core.stages import carve, data_stage
 from stillproof.core.store import Store
 
 OPENINGS = 5

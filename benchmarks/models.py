@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from shared.plans import executed
 from shared.record import cifar10
+from stillproof.core.carving import carve, data_stage
 from stillproof.core.classifiers import Model, predict
 from stillproof.core.images import ImageSet
 from stillproof.core.plan import Context, Stage
 from stillproof.core.runtime import Runtime
-from stillproof.core.stages import carve, classifier_of, data_stage, training_stage
+from stillproof.core.stages import classifier_of, training_stage
 from stillproof.core.training import Recipe
 from stillproof.evasion.hardening.adversarial_training import AdversarialTraining
 from stillproof.evasion.hardening.defensive_distillation import DefensiveDistillation

@@ -32,12 +32,13 @@ from torch import Tensor, nn
 from shared.plans import executed
 from shared.record import cifar10, record
 from stillproof.core import measures
+from stillproof.core.carving import carve, data_stage
 from stillproof.core.classifiers import Model, predict
 from stillproof.core.distillation import TEACHER, CrossEntropy, Distillation, Objective, OnlineTeacher
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.plan import Context, job, stage
 from stillproof.core.runtime import Runtime, cores
-from stillproof.core.stages import carve, data_stage, train_fresh
+from stillproof.core.stages import train_fresh
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe, fit
 

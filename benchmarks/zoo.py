@@ -14,11 +14,12 @@ import torch
 from shared.plans import executed
 from shared.record import cifar10, record
 from stillproof.core import measures
+from stillproof.core.carving import data_stage
 from stillproof.core.classifiers import Model
 from stillproof.core.plan import stage
 from stillproof.core.plugins import table
 from stillproof.core.runtime import Runtime
-from stillproof.core.stages import answer_part, data_stage, training_stage
+from stillproof.core.stages import answer_part, training_stage
 from stillproof.core.training import Recipe
 
 SEEDS = (0,)

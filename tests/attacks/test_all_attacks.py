@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.attacks.attack import GradientAttack, QueryAttack
-from stillproof.attacks.black_box import HopSkipJump, Square
+from stillproof.attacks.carlini_wagner import CarliniWagner
 from stillproof.attacks.gradient import APGD, FGSM, PGD
-from stillproof.attacks.minimal import DDN, FMN, CarliniWagner
+from stillproof.attacks.hop_skip_jump import HopSkipJump
+from stillproof.attacks.minimal import DDN, FMN
 from stillproof.attacks.record import AttackResult
+from stillproof.attacks.square import Square
 from stillproof.attacks.threats import L2, Linf
 from stillproof.core.plugins import factory_of, table
 from stillproof.core.runtime import Runtime

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from stillproof.attacks.black_box import HopSkipJump, Square
+from stillproof.attacks.hop_skip_jump import HopSkipJump
+from stillproof.attacks.square import Square
 from stillproof.attacks.threats import L2, Linf
 from stillproof.core.runtime import Runtime
+from stillproof.errors import InputError
 
 from .test_gradient import FP32, Linear
 from .test_minimal import case
@@ -82,3 +84,25 @@ def test_each_image_has_squares_of_its_own() -> None:
     twice = torch.stack([images[0], images[0]])
     found = Square(threat=Linf(1e-4), queries=10)(model, twice, labels[:1].expand(2), runtime=FP32)
     assert not torch.equal(found.images[0], found.images[1])
+
+
+def test_hop_skip_jump_goes_to_a_class_that_noise_never_is() -> None:
+    images = 0.5 + 0.02 * torch.rand(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    bright = torch.full((1, 1, 8, 8), 0.95)
+
+    def answers(asked: Tensor) -> Tensor:
+        return (asked.mean((1, 2, 3)) > 0.8).long()
+
+    labels, target = torch.zeros(6, dtype=torch.int64), torch.ones(6, dtype=torch.int64)
+    settings = {"queries": 1500, "steps": 5, "norm": "l2"}
+    lost = HopSkipJump(**settings)(answers, images, labels, target=target, runtime=FP32)  # type: ignore[arg-type]
+    assert not lost.success.any()
+    found = HopSkipJump(starts=bright, **settings)(answers, images, labels, target=target, runtime=FP32)  # type: ignore[arg-type]
+    assert found.success.all()
+    nearest = (0.8 - images.mean((1, 2, 3))) * 8  # all 64 pixels by as much
+    assert (found.distance < 1.2 * nearest).all()
+    wrong = torch.zeros(1, 3, 8, 8)
+    with pytest.raises(InputError, match="same shape"):
+        HopSkipJump(starts=wrong)(answers, images, labels, runtime=FP32)
+    with pytest.raises(InputError, match="start from"):
+        HopSkipJump(starts=bright + 1)

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.attacks.attack import GradientAttack
-from stillproof.attacks.minimal import DDN, FMN, CarliniWagner
+from stillproof.attacks.carlini_wagner import CarliniWagner
+from stillproof.attacks.minimal import DDN, FMN
 from stillproof.core.runtime import Runtime
 
 from .test_gradient import FP32, Linear

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from stillproof.attacks.black_box import Square
 from stillproof.attacks.gradient import PGD
+from stillproof.attacks.square import Square
 from stillproof.attacks.surrogate import Transfer
 from stillproof.attacks.threats import Linf
 from stillproof.errors import InputError

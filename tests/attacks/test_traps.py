@@ -7,9 +7,10 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.attacks.attack import GradientAttack
+from stillproof.attacks.carlini_wagner import CarliniWagner
 from stillproof.attacks.gradient import APGD, PGD
 from stillproof.attacks.losses import dlr, margin
-from stillproof.attacks.minimal import DDN, FMN, CarliniWagner
+from stillproof.attacks.minimal import DDN, FMN
 from stillproof.attacks.threats import L2, Linf
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError

@@ -149,9 +149,9 @@ def test_a_victim_that_was_brought_along_or_wavers_is_said_to(tmp_path: Path) ->
 
 
 def test_a_small_run_keeps_the_parts_of_a_large_one_apart() -> None:
+    from stillproof.core.carving import carve, load_data
     from stillproof.core.plan import Context
     from stillproof.core.sources.digits import Digits
-    from stillproof.core.stages import carve, load_data
 
     context = Context(Runtime.choose())
     parts = [carve(load_data.run(context, source=Digits(), limit=limit)) for limit in (None, 1000, 60)]
@@ -183,7 +183,7 @@ def test_thieves_who_cannot_work_are_left_out_of_all_and_refused_by_name() -> No
 
 
 def test_queries_from_inside_are_the_victims_own_training_images(tmp_path: Path) -> None:
-    from stillproof.core.stages import carve
+    from stillproof.core.carving import carve
 
     store = Store(str(tmp_path))
     drawn: dict[str, set[bytes]] = {}

@@ -21,6 +21,7 @@ class Attack(ABC):
     """batch_size: images at once; uint8: hand back images of 8 bits, and let only what is adversarial there succeed."""
 
     needs_gradients: ClassVar[bool] = True
+    samples: ClassVar[int] = 1
 
     batch_size: int = 512
     uint8: bool = False
@@ -60,7 +61,7 @@ class Attack(ABC):
                 Task(images, labels, target, ids, uint8=self.uint8),
                 self.batch_size,
                 runtime or Runtime.choose(),
-                lambda model, task: self.attack(model, task, seed),
+                lambda model, task: self.attack(model.averaged(self.samples), task, seed),
             )
 
     @abstractmethod
@@ -73,10 +74,10 @@ class GradientAttack(Attack):
     """An attack that follows the gradient of a module.
 
     samples: passes that are averaged a look, for randomised classifiers (EOT, Athalye et al. 2018, arXiv 1802.00420);
-    a success is still what one pass in fp32 says.
+    a success is then what the mean of as many fresh passes in fp32 says.
     """
 
-    samples: int = 1
+    samples: int = 1  # type: ignore[misc]
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stillproof.attacks.frozen import Classifier, Frozen, Slope, asked, frozen
 from stillproof.attacks.record import AttackResult, Record, Task
-from stillproof.core.images import check_range
+from stillproof.core.images import check_images
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
 
@@ -121,13 +121,13 @@ def in_batches(
         while start < len(images):
             rows = slice(start, start + batch_size)
             try:
-                found = attack(model, task[rows].to(runtime.device))
+                found = attack(model, task[rows].to(runtime.device, runtime.memory_format))
             except RuntimeError as error:
                 if not _is_out_of_memory(error) or batch_size == 1:
                     raise
                 batch_size = max(1, min(batch_size, len(images) - start) // 2)
                 continue
-            parts.append(AttackResult(*(getattr(found, name).cpu() for name in AttackResult.__slots__)))
+            parts.append(AttackResult(*(getattr(found, name).cpu().contiguous() for name in AttackResult.__slots__)))
             start += batch_size
     return AttackResult.join(parts)
 
@@ -139,11 +139,7 @@ def _is_out_of_memory(error: RuntimeError) -> bool:
 def _check(task: Task) -> None:
     """Raise InputError for what is no batch of images with labels."""
     images = task.origin
-    if images.ndim != 4 or images.dtype != torch.float32:
-        raise InputError(
-            f"the images are {images.dtype} of shape {tuple(images.shape)}.",
-            "Give float32 in [0, 1], (N, C, H, W).",
-        )
+    check_images(images, "the images to attack")
     for name, given in (("labels", task.labels), ("targets", task.target), ("ids", task.ids)):
         if given is not None and (given.shape != (len(images),) or given.dtype != torch.int64):
             raise InputError(
@@ -152,7 +148,5 @@ def _check(task: Task) -> None:
             )
     if task.target is not None and bool((task.target == task.labels).any()):
         raise InputError("a target is the image's own label.", "Give another class, or leave target out.")
-    if len(images):
-        check_range(float(images.min()), float(images.max()), "the images to attack")
     if task.uint8 and not torch.allclose((images * 255).round() / 255, images, atol=1e-6):
         raise InputError("the images are no multiples of 1/255.", "Give images of 8 bits, or leave uint8 out.")

@@ -52,22 +52,29 @@ class Frozen:
     """A classifier during an attack.
 
     exact: the original, in eval mode, which judges in fp32; fast: a copy without gradients of its parameters, its
-    batch norms folded into the convolutions, in the runtime's precision; folded: how many were.
+    batch norms folded into the convolutions, in the runtime's precision; folded: how many were; is_random: whether two
+    passes of the original differ; draws: its passes that a judgement averages.
     """
 
     exact: Classifier
     fast: Classifier
     runtime: Runtime
     folded: int = 0
+    is_random: bool = False
+    draws: int = 1
 
     @property
-    def rounds(self) -> bool:
-        """Whether the fast copy can differ from the original in what it says of an image."""
-        return self.fast is not self.exact or self.runtime.precision != "fp32"
+    def is_rounded(self) -> bool:
+        """Whether what the search sees of an image can differ from what the original says when it judges."""
+        return self.fast is not self.exact or self.runtime.precision != "fp32" or self.is_random
 
     def strict(self) -> Frozen:
         """The original alone, in fp32."""
-        return Frozen(self.exact, self.exact, replace(self.runtime, precision="fp32"))
+        return replace(self, fast=self.exact, runtime=replace(self.runtime, precision="fp32"), folded=0)
+
+    def averaged(self, draws: int) -> Frozen:
+        """The same; where the classifier is randomised, the mean of so many passes judges."""
+        return replace(self, draws=draws) if self.is_random else self
 
     def answer(self, images: Tensor) -> Tensor:
         """Logits of the fast copy, (n, K), float32."""
@@ -80,6 +87,9 @@ class Frozen:
         kind = torch.device(self.runtime.device).type
         with torch.no_grad(), torch.autocast(kind, enabled=False), _full_fp32(kind):
             logits: Tensor = self.exact(self._laid_out(images))
+            if self.draws > 1:
+                others = [self.exact(self._laid_out(images)) for _ in range(self.draws - 1)]
+                logits = torch.stack([logits, *others]).mean(0)
         return logits.float()
 
     def level(self, images: Tensor, loss: Loss) -> Slope:
@@ -98,15 +108,15 @@ class Frozen:
         return Slope(logits, value, gradient)
 
     def _slope(self, images: Tensor, loss: Loss) -> Slope:
-        probe = self._laid_out(images).detach().requires_grad_()
+        probe = images.detach().requires_grad_()
         with torch.enable_grad():
             with self.runtime.autocast():
-                logits = self.fast(probe.clone())  # a model may change its input in place
+                logits = self.fast(self._laid_out(probe))
             logits = logits.float()
             value = loss(logits)
             (gradient,) = torch.autograd.grad(value.sum(), probe)
         # a root at a black pixel has an infinite gradient; squares of what is put there must stay finite
-        gradient = gradient.nan_to_num(nan=0.0, posinf=STEEPEST, neginf=-STEEPEST)
+        gradient = gradient.nan_to_num_(nan=0.0, posinf=STEEPEST, neginf=-STEEPEST)
         return Slope(logits.detach(), value.detach(), gradient)
 
     def _laid_out(self, images: Tensor) -> Tensor:
@@ -175,7 +185,7 @@ def _prepared(classifier: nn.Module, probe: Tensor, runtime: Runtime) -> Frozen:
             "It must take float32 images of that shape and return logits, (n, K).",
         ) from error
     if not torch.equal(expected, plain.judge(probe)):
-        return plain  # randomised: nothing can be compared with it
+        return replace(plain, is_random=True)  # nothing can be compared with it
     made = _copied(classifier, expected, probe, full, fold=True) or _copied(classifier, expected, probe, full)
     if made is None:
         return plain

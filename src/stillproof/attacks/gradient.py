@@ -14,7 +14,7 @@ from stillproof.attacks.driver import State, climb
 from stillproof.attacks.frozen import Frozen, Slope
 from stillproof.attacks.losses import LOSSES, LossName
 from stillproof.attacks.record import AttackResult, Record, Task
-from stillproof.attacks.threats import Linf, Threat
+from stillproof.attacks.threats import Linf, Threat, per_image
 from stillproof.core.noise import Noise, derive
 from stillproof.errors import InputError
 
@@ -86,7 +86,8 @@ class _Ascent(State):
 
     def move(self, slope: Slope, adversarial: Tensor) -> None:  # noqa: ARG002
         threat = self.settings.threat
-        moved = self.current + self.settings.step * threat.epsilon * threat.steepest(slope.gradient)
+        length = self.settings.step * threat.epsilon
+        moved = torch.add(self.current, threat.steepest(slope.gradient), alpha=length)
         self.current = threat.project(moved, self.task.origin)
 
 
@@ -242,10 +243,10 @@ class _AutoAscent(State):
     def _step(self, gradient: Tensor) -> None:
         threat, origin = self.settings.threat, self.task.origin
         share = MOMENTUM if self.number else 1.0
-        aimed = threat.project(self.current + self.length[:, None, None, None] * threat.steepest(gradient), origin)
+        aimed = threat.project(self.current + per_image(self.length) * threat.steepest(gradient), origin)
         moved = self.current + share * (aimed - self.current) + (1 - share) * (self.current - self.previous)
         self.previous, self.current = self.current, threat.project(moved, origin)
 
 
 def _where(chosen: Tensor, images: Tensor, others: Tensor) -> Tensor:
-    return torch.where(chosen[:, None, None, None], images, others)
+    return torch.where(per_image(chosen), images, others)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from stillproof.attacks.frozen import ROUNDING_TOLERANCE, Frozen
 from stillproof.attacks.losses import margin
-from stillproof.attacks.threats import Norm
+from stillproof.attacks.threats import Norm, per_image
 from stillproof.errors import InputError
 
 Keep = Literal["first", "largest", "nearest"]
@@ -89,9 +89,10 @@ class Task:
         target = None if self.target is None else self.target[rows]
         return replace(self, origin=self.origin[rows], labels=self.labels[rows], target=target, ids=self.ids[rows])
 
-    def to(self, device: str) -> Task:
+    def to(self, device: str, memory_format: torch.memory_format) -> Task:
         target = None if self.target is None else self.target.to(device)
-        origin, labels, ids = self.origin.to(device), self.labels.to(device), self.ids.to(device)
+        origin = self.origin.to(device).contiguous(memory_format=memory_format)
+        labels, ids = self.labels.to(device), self.ids.to(device)
         return replace(self, origin=origin, labels=labels, target=target, ids=ids)
 
 
@@ -129,14 +130,14 @@ class Record:
         self.is_confirmed = torch.ones_like(self.success)
         self.is_near = torch.zeros_like(self.success)
         self.first = torch.where(self.success, 0, -1)
-        self.forwards = torch.ones(n, dtype=torch.int64, device=device)
+        self.forwards = torch.full((n,), model.draws, device=device)
         self.backwards = torch.zeros_like(self.forwards)
         self.looks = torch.zeros_like(self.forwards)
 
     @property
     def judges_again(self) -> bool:
         """Whether what the search has seen is not yet what is handed back, judged in fp32."""
-        return self.model.rounds or self.task.uint8
+        return self.model.is_rounded or self.task.uint8
 
     def open(self) -> Tensor:
         """Rows that are still to be attacked."""
@@ -173,9 +174,9 @@ class Record:
         better = (adversarial & ~known) | ((adversarial == known) & (score > self.score[rows]))
         if self.keep == "nearest":
             better &= adversarial
-        self.best[rows] = torch.where(better[:, None, None, None], images, self.best[rows])
-        self.score[rows] = torch.where(better, score, self.score[rows])
-        self.is_near[rows] = torch.where(better, self._is_near(task, logits), self.is_near[rows])
+        self.best = _put(self.best, rows, per_image(better), images)
+        self.score = _put(self.score, rows, better, score)
+        self.is_near = _put(self.is_near, rows, better, self._is_near(task, logits))
         self.is_confirmed[rows] &= ~(better & adversarial)
         return Seen(adversarial, len(fresh) > 0)
 
@@ -186,7 +187,7 @@ class Record:
 
     def _judged(self, rows: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Whether the original, in fp32, calls these images adversarial as they are handed back; and these."""
-        self.forwards[rows] += 1
+        self.forwards[rows] += self.model.draws
         final = self._handed_back(rows, images)
         return self.task[rows].adversarial(self.model.judge(final)), final
 
@@ -208,7 +209,7 @@ class Record:
         slack = 1e-3  # of a level: 255 · (k / 255) is not always k
         inward = torch.where(images > origin, (levels + slack).floor(), (levels - slack).ceil()) / 255
         farther = self.norm.distance(nearest, origin) > self.norm.distance(images, origin)
-        return torch.where(farther[:, None, None, None], inward, nearest)
+        return torch.where(per_image(farther), inward, nearest)
 
     def settle(self) -> None:
         """Let fp32 judge the best images; where it does not confirm one, the last that it did stays."""
@@ -240,12 +241,12 @@ class Record:
             reach[missing[right]] = factor
             self.sure[rows[missing[right]]] = final[right]
         lost = reach.isinf()
-        change = torch.where(lost[:, None, None, None], self.sure[rows] - origin, change)
+        change = torch.where(per_image(lost), self.sure[rows] - origin, change)
         high = torch.where(lost, 1.0, reach)
         low = torch.zeros_like(high)
         for number in range(1 + BISECTIONS):
             middle = (low + high) / 2 if number else 0.9 * high
-            right, final = self._judged(rows, (origin + middle[:, None, None, None] * change).clamp_(0, 1))
+            right, final = self._judged(rows, (origin + per_image(middle) * change).clamp_(0, 1))
             low, high = torch.where(right, low, middle), torch.where(right, middle, high)
             self.sure[rows[right]] = final[right]
         self.is_confirmed[rows] = True
@@ -260,7 +261,7 @@ class Record:
             late = missed[right]
             self.success[late], self.sure[late], self.first[late] = True, final[right], self.looks[late]
         every = torch.arange(len(self.best), device=self.best.device)
-        images = torch.where(self.success[:, None, None, None], self.sure, self._handed_back(every, self.best))
+        images = torch.where(per_image(self.success), self.sure, self._handed_back(every, self.best))
         distance = self.norm.distance(images, self.task.origin)
         if self.keep == "nearest":
             distance = torch.where(self.success, distance, torch.inf)
@@ -273,6 +274,14 @@ class Record:
             queries=torch.zeros_like(self.forwards) if self.queries is None else self.forwards.clone(),
             first_success=self.first,
         )
+
+
+def _put(kept: Tensor, rows: Tensor, chosen: Tensor, values: Tensor) -> Tensor:
+    """What is kept, with the chosen of these values in these rows (all different, in ascending order)."""
+    if len(rows) == len(kept):  # all of them, the common case: one pass instead of three
+        return torch.where(chosen, values, kept)
+    kept[rows] = torch.where(chosen, values, kept[rows])
+    return kept
 
 
 def _check(logits: Tensor, task: Task) -> None:

@@ -65,13 +65,13 @@ class Linf:
         return gradient.sign()
 
     def distance(self, images: Tensor, origin: Tensor) -> Tensor:
-        return (images - origin).abs().flatten(1).amax(dim=1)
+        return (images - origin).abs().amax(dim=(1, 2, 3))
 
     def cut(self, change: Tensor, radius: Tensor) -> Tensor:
-        return torch.clamp(change, -_per_image(radius), _per_image(radius))
+        return torch.clamp(change, -per_image(radius), per_image(radius))
 
     def dual(self, gradient: Tensor) -> Tensor:
-        return gradient.abs().flatten(1).sum(dim=1)
+        return gradient.abs().sum(dim=(1, 2, 3))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,27 +92,33 @@ class L2:
     def random_start(self, origin: Tensor, noise: Noise) -> Tensor:
         direction = noise.normal(tuple(origin.shape[1:]), stream="direction")
         radius = noise.uniform(stream="radius") ** (1 / math.prod(origin.shape[1:]))
-        return self.project(origin + self.epsilon * _per_image(radius) * self.steepest(direction), origin)
+        return self.project(origin + self.epsilon * per_image(radius) * self.steepest(direction), origin)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        tiny = torch.finfo(torch.float32).tiny
-        # scaled first: the squares of a distilled model's gradients underflow
-        scaled = gradient / gradient.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
-        return scaled / _per_image(_lengths(scaled)).clamp_min(tiny)
+        return unit(gradient)
 
     def distance(self, images: Tensor, origin: Tensor) -> Tensor:
         return _lengths(images - origin)
 
     def cut(self, change: Tensor, radius: Tensor) -> Tensor:
         lengths = _lengths(change).clamp_min(torch.finfo(torch.float32).tiny)
-        return change * _per_image(torch.clamp(radius / lengths, max=1.0))
+        return change * per_image(torch.clamp(radius / lengths, max=1.0))
 
     def dual(self, gradient: Tensor) -> Tensor:
         return _lengths(gradient)
 
 
-def _per_image(values: Tensor) -> Tensor:
+def per_image(values: Tensor) -> Tensor:
+    """(n,) -> (n, 1, 1, 1), so that each image gets its own."""
     return values.view(-1, 1, 1, 1)
+
+
+def unit(changes: Tensor) -> Tensor:
+    """Each change at Euclidean length 1, (n, C, H, W); what is zero stays zero."""
+    tiny = torch.finfo(torch.float32).tiny
+    # scaled first: the squares of a distilled model's gradients underflow
+    scaled = changes / changes.abs().amax(dim=(1, 2, 3), keepdim=True).clamp_min(tiny)
+    return scaled / per_image(_lengths(scaled)).clamp_min(tiny)
 
 
 def _lengths(change: Tensor) -> Tensor:

@@ -158,6 +158,16 @@ def check_range(low: float, high: float, where: str) -> None:
     raise InputError(f"images are outside [0, 1]: min {low:.4g}, max {high:.4g} ({where}).", looks)
 
 
+def check_images(images: Tensor, where: str) -> None:
+    """Raise InputError unless these are images as attacks take them: float32 in [0, 1], (N, C, H, W)."""
+    if images.ndim != 4 or images.dtype != torch.float32:
+        raise InputError(
+            f"{where} are {images.dtype} of shape {tuple(images.shape)}.", "Give float32 in [0, 1], (N, C, H, W)."
+        )
+    if len(images):
+        check_range(float(images.min()), float(images.max()), where)
+
+
 def batches(n: int, size: int) -> Iterator[slice]:
     """Slices that cover range(n), `size` at a time."""
     for start in range(0, n, size):

@@ -9,12 +9,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model, predict
 from stillproof.core.distillation import TEACHER, Objective
 from stillproof.core.images import ImageSet
 from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, job
-from stillproof.core.stages import carve, classifier_of, train_fresh, trained_artefact
+from stillproof.core.stages import classifier_of, train_fresh, trained_artefact
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError, TrainingDiverged

@@ -37,13 +37,14 @@ class DistillSettings(VerbSettings):
 
 def plan(settings: DistillSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Trains nothing. Raises InputError."""
+    from stillproof.core.carving import data_stage
     from stillproof.core.classifiers import Model
     from stillproof.core.feature_distillation import FeatureObjective
     from stillproof.core.noise import derive
     from stillproof.core.plan import Plan, stage
     from stillproof.core.plugins import build
     from stillproof.core.spec import Spec
-    from stillproof.core.stages import answer_part, classifier_stage, data_stage, distil, training_stage
+    from stillproof.core.stages import answer_part, classifier_stage, distil, training_stage
     from stillproof.core.training import Recipe
 
     recipe, seed = Recipe.standard(settings.epochs), settings.seed

@@ -40,11 +40,12 @@ class HardenSettings(VerbSettings):
 
 def plan(settings: HardenSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Trains nothing. Raises InputError."""
+    from stillproof.core.carving import data_stage
     from stillproof.core.classifiers import Model
     from stillproof.core.plan import Plan, stage
     from stillproof.core.plugins import build
     from stillproof.core.spec import Spec
-    from stillproof.core.stages import answer_part, classifier_stage, data_stage, training_stage
+    from stillproof.core.stages import answer_part, classifier_stage, training_stage
     from stillproof.core.training import Recipe
 
     model, recipe, seed = Model(settings.model), Recipe.standard(settings.epochs), settings.seed

@@ -120,10 +120,11 @@ def _listed(given: tuple[str, ...]) -> list[str]:
 
 def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Looks at files and names; trains nothing. Raises InputError."""
+    from stillproof.core.carving import data_stage
     from stillproof.core.classifiers import Model
     from stillproof.core.noise import derive
     from stillproof.core.plan import Plan, stage
-    from stillproof.core.stages import answer_part, classifier_stage, data_stage, training_stage
+    from stillproof.core.stages import answer_part, classifier_stage, training_stage
     from stillproof.core.training import Recipe
     from stillproof.errors import InputError
     from stillproof.serving.oracle import Reveal

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 
 from stillproof.attacks.gradient import PGD
 from stillproof.attacks.threats import parse_threat
+from stillproof.core.carving import carve
 from stillproof.core.distillation import Batch
 from stillproof.core.images import as_float, batches
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive
 from stillproof.core.plan import Context, Stage, job, stage
-from stillproof.core.stages import carve, classifier_of, model_of, train_fresh, trained_artefact
+from stillproof.core.stages import classifier_of, model_of, train_fresh, trained_artefact
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError
