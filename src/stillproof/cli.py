@@ -22,6 +22,7 @@ from stillproof.findings import Result, at_or_over
 from stillproof.runs.config import read_config, refuse_code
 from stillproof.runs.options import RunOptions
 from stillproof.verbs import VERBS, verb_named
+from stillproof.verbs.audit import AuditSettings
 from stillproof.verbs.demo import DemoSettings
 from stillproof.verbs.distill import DistillSettings
 from stillproof.verbs.harden import HardenSettings
@@ -53,6 +54,12 @@ def steal(*, settings: Annotated[StealSettings, Flags], options: Annotated[RunOp
 def harden(*, settings: Annotated[HardenSettings, Flags], options: Annotated[RunOptions, Flags] = RunOptions()) -> int:
     """Harden a classifier, and check that the defence took."""
     return _run("harden", settings, options)
+
+
+@app.command
+def audit(*, settings: Annotated[AuditSettings, Flags], options: Annotated[RunOptions, Flags] = RunOptions()) -> int:
+    """Whether a classifier is robust, or only hides its gradients."""
+    return _run("audit", settings, options)
 
 
 @app.command

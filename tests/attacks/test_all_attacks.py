@@ -12,6 +12,7 @@ from stillproof.attacks.carlini_wagner import CarliniWagner
 from stillproof.attacks.gradient import APGD, FGSM, PGD
 from stillproof.attacks.hop_skip_jump import HopSkipJump
 from stillproof.attacks.minimal import DDN, FMN
+from stillproof.attacks.random_draws import RandomDraws
 from stillproof.attacks.record import AttackResult
 from stillproof.attacks.square import Square
 from stillproof.attacks.threats import L2, Linf
@@ -35,6 +36,9 @@ ATTACKS: dict[str, GradientAttack | QueryAttack] = {
     "ddn": DDN(steps=30, shrink=0.1),
     "square": Square(threat=Linf(0.05), queries=60),
     "square l2": Square(threat=L2(0.8), queries=60),
+    "random draws": RandomDraws(threat=Linf(0.08), queries=60),
+    "random draws l2": RandomDraws(threat=L2(1.2), queries=60),
+    "pgd standardised": PGD(threat=Linf(0.03), steps=6, step=0.3, loss="standardised"),
     "hop-skip-jump": HopSkipJump(queries=300, first_evaluations=20),
     "hop-skip-jump linf": HopSkipJump(queries=300, first_evaluations=20, norm="linf"),
 }

@@ -40,17 +40,22 @@ class Attack(ABC):
         seed: int = 0,
         ids: Tensor | None = None,
         runtime: Runtime | None = None,
+        through: nn.Module | None = None,
     ) -> AttackResult:
         """Attack images, float32 in [0, 1], (N, C, H, W), with labels (or towards targets), int64, (N,).
 
         classifier: a module; for a QueryAttack anything that answers images with logits, (n, K), or labels, (n,).
-        ids: what identifies each image for its random numbers (default: its position). Raises InputError.
+        ids: what identifies each image for its random numbers (default: its position). through: what is climbed
+        instead, where the classifier has no useful gradient (BPDA, Athalye et al. 2018, arXiv 1802.00420): it takes the
+        same images, returns logits of the same classes, and the classifier judges what is found. Raises InputError.
         """
         if self.needs_gradients and not isinstance(classifier, nn.Module):
             raise InputError(
                 f"{type(self).__name__} follows gradients, and a {type(classifier).__name__} has none.",
                 "Give a torch.nn.Module, or attack with Square, HopSkipJump or Transfer.",
             )
+        if through is not None and not self.needs_gradients:
+            raise InputError(f"{type(self).__name__} follows no gradients.", "Leave `through` out.")
         with torch.inference_mode(mode=False), torch.no_grad():
             given = [images, labels, *(() if target is None else (target,)), *(() if ids is None else (ids,))]
             images, labels, *rest = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in given)
@@ -62,6 +67,7 @@ class Attack(ABC):
                 self.batch_size,
                 runtime or Runtime.choose(),
                 lambda model, task: self.attack(model.averaged(self.samples), task, seed),
+                through,
             )
 
     @abstractmethod

@@ -98,10 +98,12 @@ def in_batches(
     batch_size: int,
     runtime: Runtime,
     attack: Callable[[Frozen, Task], AttackResult],
+    through: nn.Module | None = None,
 ) -> AttackResult:
     """Run an attack batch by batch; each is moved to the device, and its result back.
 
-    classifier: a module, which is prepared (`frozen`), or anything that answers images. Where memory runs out, a batch
+    classifier: a module, which is prepared (`frozen`), or anything that answers images; through: what is climbed in
+    place of a module. Where memory runs out, a batch
     is tried again at half its size, down to one image; what it had asked by then is not counted. Raises InputError.
     """
     images = task.origin
@@ -113,6 +115,8 @@ def in_batches(
     with ExitStack() as prepared:
         if isinstance(classifier, nn.Module):
             model = prepared.enter_context(frozen(classifier, images, runtime))
+            if through is not None:
+                model = model.through(prepared.enter_context(frozen(through, images, runtime)))
         else:
             named = task.labels if task.target is None else torch.cat([task.labels, task.target])
             classes = int(named.max()) + 1

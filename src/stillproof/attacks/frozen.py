@@ -72,6 +72,10 @@ class Frozen:
         """The original alone, in fp32."""
         return replace(self, fast=self.exact, runtime=replace(self.runtime, precision="fp32"), folded=0)
 
+    def through(self, other: Frozen) -> Frozen:
+        """Climbing on the other's copy, judged by this one's original."""
+        return replace(self, fast=other.fast, runtime=other.runtime, folded=other.folded)
+
     def averaged(self, draws: int) -> Frozen:
         """The same; where the classifier is randomised, the mean of so many passes judges."""
         return replace(self, draws=draws) if self.is_random else self
@@ -114,7 +118,11 @@ class Frozen:
                 logits = self.fast(self._laid_out(probe))
             logits = logits.float()
             value = loss(logits)
-            (gradient,) = torch.autograd.grad(value.sum(), probe)
+            gradient = None
+            if value.requires_grad:
+                (gradient,) = torch.autograd.grad(value.sum(), probe, allow_unused=True)
+        if gradient is None:  # the classifier cuts it off, with no_grad() or detach(): that is a gradient of zero
+            return Slope(logits.detach(), value.detach(), torch.zeros_like(images))
         # a root at a black pixel has an infinite gradient; squares of what is put there must stay finite
         gradient = gradient.nan_to_num_(nan=0.0, posinf=STEEPEST, neginf=-STEEPEST)
         return Slope(logits.detach(), value.detach(), gradient)

@@ -12,7 +12,7 @@ from torch import Tensor
 from stillproof.attacks.attack import GradientAttack
 from stillproof.attacks.driver import State, climb
 from stillproof.attacks.frozen import Frozen, Slope
-from stillproof.attacks.losses import LOSSES, LossName
+from stillproof.attacks.losses import Loss, LossName, loss_of
 from stillproof.attacks.record import AttackResult, Record, Task
 from stillproof.attacks.threats import Linf, Threat, per_image
 from stillproof.core.noise import Noise, derive
@@ -24,12 +24,11 @@ class FGSM(GradientAttack):
     """Fast gradient sign method (Goodfellow et al. 2015, arXiv 1412.6572): one step to the edge of the ball."""
 
     threat: Threat = field(default_factory=lambda: Linf(8 / 255))
-    loss: LossName = "cross-entropy"
+    loss: LossName | Loss = "cross-entropy"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.loss not in LOSSES:
-            raise InputError(f"{self} cannot run.", "Give a known loss.")
+        loss_of(self.loss)
 
     def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
         single = PGD(threat=self.threat, steps=1, step=1.0, loss=self.loss, random_start=False, samples=self.samples)
@@ -48,15 +47,16 @@ class PGD(GradientAttack):
     threat: Threat = field(default_factory=lambda: Linf(8 / 255))
     steps: int = 20
     step: float = 0.125
-    loss: LossName = "cross-entropy"
+    loss: LossName | Loss = "cross-entropy"
     random_start: bool = True
     restarts: int = 1
     run_to_end: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.step <= 0 or self.restarts < 1 or self.loss not in LOSSES:
-            raise InputError(f"{self} cannot run.", "Give 1 or more steps and restarts, a positive step, a known loss.")
+        loss_of(self.loss)
+        if self.steps < 1 or self.step <= 0 or self.restarts < 1:
+            raise InputError(f"{self} cannot run.", "Give 1 or more steps and restarts, and a positive step.")
         if self.restarts > 1 and not self.random_start:
             raise InputError(f"{self} would do the same {self.restarts} times.", "Let it start at random.")
 
@@ -82,7 +82,7 @@ class _Ascent(State):
     settings: PGD
 
     def ascended(self, logits: Tensor) -> Tensor:
-        return LOSSES[self.settings.loss](logits, self.task.labels, self.task.target)
+        return loss_of(self.settings.loss)(logits, self.task.labels, self.task.target)
 
     def move(self, slope: Slope, adversarial: Tensor) -> None:  # noqa: ARG002
         threat = self.settings.threat
@@ -134,15 +134,16 @@ class APGD(GradientAttack):
 
     threat: Threat = field(default_factory=lambda: Linf(8 / 255))
     steps: int = 100
-    loss: LossName = "cross-entropy"
+    loss: LossName | Loss = "cross-entropy"
     restarts: int = 1
     targets: int = 0
     run_to_end: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.steps < 1 or self.restarts < 1 or self.targets < 0 or self.loss not in LOSSES:
-            raise InputError(f"{self} cannot run.", "Give 1 or more steps and restarts, and a known loss.")
+        loss_of(self.loss)
+        if self.steps < 1 or self.restarts < 1 or self.targets < 0:
+            raise InputError(f"{self} cannot run.", "Give 1 or more steps and restarts.")
 
     def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
         record = Record(model, task, self.threat, "largest" if self.run_to_end else "first")
@@ -207,7 +208,7 @@ class _AutoAscent(State):
         )
 
     def ascended(self, logits: Tensor) -> Tensor:
-        return LOSSES[self.settings.loss](logits, self.task.labels, self.towards)
+        return loss_of(self.settings.loss)(logits, self.task.labels, self.towards)
 
     def move(self, slope: Slope, adversarial: Tensor) -> None:  # noqa: ARG002
         value, gradient = slope.value, slope.gradient

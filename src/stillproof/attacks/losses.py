@@ -14,7 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-LossName = Literal["cross-entropy", "margin", "dlr"]
+from stillproof.errors import InputError, nearest
+
+LossName = Literal["cross-entropy", "margin", "dlr", "standardised"]
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -57,4 +59,31 @@ def dlr(logits: Tensor, labels: Tensor, target: Tensor | None = None) -> Tensor:
     return (wanted - own) / (top[:, 0] - (top[:, 2] + top[:, 3]) / 2 + 1e-12)
 
 
-LOSSES: Mapping[LossName, Loss] = {"cross-entropy": cross_entropy, "margin": margin, "dlr": dlr}
+def standardised(logits: Tensor, labels: Tensor, target: Tensor | None = None) -> Tensor:
+    """Cross-entropy of z / std(z), the deviation held fixed: each image is brought to a temperature of its own.
+
+    It has a gradient at every scale of the logits, as the margin has, and still heeds all classes. With 2 classes it is
+    the margin.
+    """
+    if logits.shape[1] < 3:
+        return margin(logits, labels, target)
+    centred = logits - logits.mean(dim=1, keepdim=True)
+    scale = centred.detach().square().mean(dim=1, keepdim=True).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    return cross_entropy(centred / scale, labels, target)
+
+
+def loss_of(named: LossName | Loss) -> Loss:
+    """The loss of this name, or a loss of one's own as it is. Raises InputError."""
+    if not isinstance(named, str):
+        return named
+    if named not in LOSSES:
+        raise InputError(f"there is no loss {named!r}.", nearest(named, LOSSES))
+    return LOSSES[named]
+
+
+LOSSES: Mapping[LossName, Loss] = {
+    "cross-entropy": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "standardised": standardised,
+}

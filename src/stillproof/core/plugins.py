@@ -53,6 +53,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "fmn": "stillproof.attacks.minimal:FMN",
         "ddn": "stillproof.attacks.minimal:DDN",
         "square": "stillproof.attacks.square:Square",
+        "random-draws": "stillproof.attacks.random_draws:RandomDraws",
         "hop-skip-jump": "stillproof.attacks.hop_skip_jump:HopSkipJump",
     },
     "thief": {

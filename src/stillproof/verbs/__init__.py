@@ -17,6 +17,7 @@ VERBS: Mapping[str, str] = {
     "steal": "stillproof.verbs.steal:STEAL",
     "harden": "stillproof.verbs.harden:HARDEN",
     "distill": "stillproof.verbs.distill:DISTILL",
+    "audit": "stillproof.verbs.audit:AUDIT",
     "demo": "stillproof.verbs.demo:DEMO",
 }
 

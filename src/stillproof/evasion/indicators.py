@@ -1,0 +1,348 @@
+"""The nine signs of masked gradients, each a number with its interval, its threshold and the images that show it.
+
+Source: Athalye et al. 2018, arXiv 1802.00420; Carlini et al. 2019, arXiv 1902.06705; Pintor et al. 2022, arXiv
+2106.09947. NumPy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from stillproof.core import measures
+from stillproof.core.measurement import Measurement
+
+Array = npt.NDArray[Any]
+
+POINTS = 0.05
+"""A difference of robust accuracies that counts."""
+
+SIGNIFICANT = 0.01
+"""Of McNemar's test, for the same."""
+
+DEAD_SHARE = 0.05
+"""Of images without a gradient: more is a sign."""
+
+DISAGREEMENT = 0.02
+"""Share of the images that stood against the deployed gradient and fell to something that has none: more is a sign."""
+
+REPEAT_TOLERANCE = 1e-4
+"""Two passes that differ by more, of the logits' spread, are those of a randomised classifier."""
+
+SETTLED = 0.05
+"""Range of the loss over an attack's last steps, of its whole rise: more, and it has not converged."""
+
+UNSTABLE = 1.0
+"""Mean relative change of the loss under random changes within half the ball: more, and predictions are unstable."""
+
+DEPLOYED = "deployed"
+WITHOUT_GRADIENT = ("gradient-free", "transfer")
+
+
+@dataclass(frozen=True, slots=True)
+class Evidence:
+    """All that was seen. Arrays have a row an image (n), or a row an image that was looked at closely (m).
+
+    labels, logits: int (n,), (n, K); ce, margin: the largest entry of that loss's gradient, (n,); repeats: difference
+    of two passes, (n,); trail: the steps of the ladder, in order; outcomes: (steps, n), 1 fell, 0 not, −1 not asked;
+    standing: bool (n,); distance: (n,); close_rows: int (m,); close: what `examine` returns, each (m,); solved, lucky:
+    the binarisation test's problems that the attack, and random draws, solved; outputs: what the classifier returns;
+    is_black_box: nothing but answers was seen; ended_by_budget: not all was tried.
+    """
+
+    labels: Array
+    logits: Array
+    ce: Array
+    margin: Array
+    repeats: Array
+    trail: Sequence[Mapping[str, Any]]
+    outcomes: Array
+    standing: Array
+    distance: Array
+    close_rows: Array
+    close: Mapping[str, Array]
+    solved: Array
+    lucky: Array
+    outputs: str
+    is_black_box: bool
+    ended_by_budget: bool
+
+    @property
+    def right(self) -> Array:
+        """Whether each image is classified rightly to begin with."""
+        found: Array = self.logits.argmax(axis=1) == self.labels
+        return found
+
+    def fell_to(self, *kinds: str) -> Array:
+        """Which images fell to any step of these kinds."""
+        chosen = [row for row, step in zip(self.outcomes, self.trail, strict=True) if step["kind"] in kinds]
+        found: Array = (np.stack(chosen) == 1).any(axis=0) if chosen else np.zeros(len(self.labels), bool)
+        return found
+
+    @property
+    def stood_deployed(self) -> Array:
+        """Which images stood against cross-entropy on the deployed output."""
+        return self.right & ~self.fell_to(DEPLOYED)
+
+
+@dataclass(frozen=True, slots=True)
+class Sign:
+    """A number with its evidence.
+
+    number: as in the list of signs; is_present: None where it could not be measured; is_causal: whether it explains
+    masking, not only goes with it; images: rows that show it.
+    """
+
+    number: int
+    name: str
+    measured: Measurement
+    threshold: str
+    is_present: bool | None
+    is_causal: bool
+    says: str
+    images: tuple[int, ...] = ()
+
+
+def signs(evidence: Evidence) -> list[Sign]:
+    """All nine, in order; those of gradients are missing for a black box."""
+    found = [_disagreement(evidence), _scale(evidence), _probabilities(evidence)]
+    if not evidence.is_black_box:
+        found += [
+            _saturated(evidence),
+            _no_path(evidence),
+            _sweep(evidence),
+            _unbounded(evidence),
+            _unconverged(evidence),
+            _no_rise(evidence),
+            _silent(evidence),
+            _unstable(evidence),
+            _random(evidence),
+        ]
+    return sorted(found, key=lambda sign: sign.number)
+
+
+def _rows(shown: Array) -> tuple[int, ...]:
+    return tuple(int(row) for row in np.flatnonzero(shown)[:8])
+
+
+def _more(measured: Measurement, limit: float) -> bool | None:
+    """Whether the whole interval is over a limit; None where there is no value."""
+    if measured.value is None:
+        return None
+    return (measured.value if measured.low is None else measured.low) > limit
+
+
+def _saturated(evidence: Evidence) -> Sign:
+    right = evidence.right
+    shown = right & (evidence.ce == 0) & (evidence.margin > 0)
+    share = measures.share(int(shown.sum()), int(right.sum()))
+    return Sign(
+        1,
+        "cross-entropy has no gradient, the margin has",
+        share,
+        f"over {DEAD_SHARE:.0%}",
+        _more(share, DEAD_SHARE),
+        True,
+        "softmax is saturated: the logits are so large that float32 holds no gradient of the loss",
+        _rows(shown),
+    )
+
+
+def _no_path(evidence: Evidence) -> Sign:
+    right = evidence.right
+    shown = right & (evidence.ce == 0) & (evidence.margin == 0)
+    share = measures.share(int(shown.sum()), int(right.sum()))
+    return Sign(
+        1,
+        "no loss has a gradient",
+        share,
+        f"over {DEAD_SHARE:.0%}",
+        _more(share, DEAD_SHARE),
+        True,
+        "a step of the classifier has no derivative (rounding, a sign, a cast), or cuts it off",
+        _rows(shown),
+    )
+
+
+def _sweep(evidence: Evidence) -> Sign:
+    close = evidence.close
+    deployed = ~close["sweep.1"]
+    others = {name: ~fell for name, fell in close.items() if name.startswith("sweep.") and name != "sweep.1"}
+    best = min(others, key=lambda name: float(others[name].mean()))
+    drop = measures.difference(deployed[None].astype(float), others[best][None].astype(float))
+    p = measures.mcnemar(deployed, others[best])
+    present = drop.value is not None and drop.value >= POINTS and p < SIGNIFICANT
+    words = best.removeprefix("sweep.")
+    at = "each image's own temperature" if words == "standardised" else f"T = {words}"
+    return Sign(
+        2,
+        "robust accuracy falls with the temperature",
+        drop,
+        f"{100 * POINTS:.0f} points, p < {SIGNIFICANT:g}",
+        present,
+        True,
+        f"PGD on the logits at {at} beats PGD on the logits as they are (p = {p:.2g}), though both mean the same "
+        "decisions",
+        tuple(int(row) for row in evidence.close_rows[deployed & ~others[best]][:8]),
+    )
+
+
+def _disagreement(evidence: Evidence) -> Sign:
+    stood = evidence.stood_deployed
+    beaten = evidence.fell_to(*WITHOUT_GRADIENT) | evidence.fell_to("one step")
+    shown = stood & beaten
+    share = measures.share(int(shown.sum()), int(stood.sum()))
+    if evidence.is_black_box:
+        share = measures.unmeasured("a black box shows no gradient to disagree with")
+    return Sign(
+        3,
+        "what has no gradient wins where the gradient lost",
+        share,
+        f"over {DISAGREEMENT:.0%}",
+        _more(share, DISAGREEMENT),
+        True,
+        "queries, luck, one step or a twin's examples fool images that the deployed gradient could not",
+        _rows(shown),
+    )
+
+
+def _unbounded(evidence: Evidence) -> Sign:
+    fell = evidence.close["unbounded.cross-entropy"]
+    share = measures.share(int((~fell).sum()), len(fell))
+    return Sign(
+        4,
+        "an unbounded attack fails",
+        share,
+        "over 0%",
+        share.value is not None and share.value > 0,
+        False,
+        "where all images are allowed, cross-entropy on the deployed output must find an adversarial one",
+        tuple(int(row) for row in evidence.close_rows[~fell][:8]),
+    )
+
+
+def _unconverged(evidence: Evidence) -> Sign:
+    more = evidence.close["apgd.double"] & ~evidence.close["apgd"]
+    share = measures.share(int(more.sum()), len(more))
+    moving = float(np.median(evidence.close["trace.range"])) if len(more) else 0.0
+    return Sign(
+        5,
+        "twice the iterations find more",
+        share,
+        f"over {DISAGREEMENT:.0%}",
+        _more(share, DISAGREEMENT),
+        False,
+        f"the attack on the deployed output has not converged; PGD's loss still moves by {moving:.0%} of its rise over "
+        f"its last steps ({SETTLED:.0%} is settled)",
+        tuple(int(row) for row in evidence.close_rows[more][:8]),
+    )
+
+
+def _no_rise(evidence: Evidence) -> Sign:
+    wider, within = evidence.close["wider"], evidence.close["apgd"]
+    rise = measures.difference(wider[None].astype(float), within[None].astype(float))
+    stood = float((~within).mean()) if len(within) else 0.0
+    flat = None if rise.high is None else stood > POINTS and rise.high < POINTS
+    return Sign(
+        5,
+        "success hardly rises in twice the ball",
+        rise,
+        f"under {100 * POINTS:.0f} points",
+        flat,
+        False,
+        "a larger ball holds more adversarial images, and an attack that follows gradients finds them",
+    )
+
+
+def _silent(evidence: Evidence) -> Sign:
+    shown = evidence.close["trace.ever"] & ~evidence.close["trace.last"]
+    share = measures.share(int(shown.sum()), len(shown))
+    return Sign(
+        6,
+        "silent success",
+        share,
+        f"over {DISAGREEMENT:.0%}",
+        _more(share, DISAGREEMENT),
+        False,
+        "an iterate was adversarial and the last was not: who scores the last one only reports too much robustness",
+        tuple(int(row) for row in evidence.close_rows[shown][:8]),
+    )
+
+
+def _unstable(evidence: Evidence) -> Sign:
+    change = evidence.close["stability"]
+    median = Measurement(
+        value=float(np.median(change)) if len(change) else None,
+        n=len(change),
+        unit="relative change",
+        method="median over images of the mean over random changes within half the ball",
+    )
+    return Sign(
+        7,
+        "the loss jumps under random changes",
+        median,
+        f"over {UNSTABLE:g}",
+        _more(median, UNSTABLE),
+        False,
+        "near the image the loss is rugged, or nearly zero; gradients tell little there",
+    )
+
+
+def _random(evidence: Evidence) -> Sign:
+    shown = evidence.repeats > REPEAT_TOLERANCE
+    share = measures.share(int(shown.sum()), len(shown))
+    return Sign(
+        7,
+        "two passes differ",
+        share,
+        "over 0%",
+        bool(shown.any()),
+        False,
+        "the classifier is randomised: gradients are averaged over passes, and so is the judgement",
+        _rows(shown),
+    )
+
+
+def _scale(evidence: Evidence) -> Sign:
+    logits, labels = evidence.logits, evidence.labels
+    probabilities = np.exp(measures.log_softmax(logits)).astype(np.float32)
+    sure = probabilities.max(axis=1) == 1.0
+    share = measures.share(int(sure.sum()), len(sure))
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    others = logits.copy()
+    np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
+    margins = own - others.max(axis=1)
+    lengths = np.abs(logits).sum(axis=1)
+    return Sign(
+        8,
+        "probability exactly 1",
+        share,
+        f"over {DEAD_SHARE:.0%}",
+        _more(share, DEAD_SHARE),
+        False,
+        f"median ‖z‖₁ {np.median(lengths):.4g}, median margin {np.median(margins):.4g} (float32 holds no "
+        "cross-entropy over a margin of 16.6, and no gradient of it over 104)",
+        _rows(sure),
+    )
+
+
+def _probabilities(evidence: Evidence) -> Sign:
+    given = evidence.outputs == "probabilities"
+    sure = _scale(evidence)
+    says = "it returns probabilities; the audit takes their logarithm"
+    if given and sure.is_present:
+        says += ", which a saturated softmax has lost: labels and transfer remain"
+    return Sign(
+        9,
+        "it returns probabilities, and they are saturated",
+        sure.measured,
+        f"over {DEAD_SHARE:.0%}",
+        given and bool(sure.is_present),
+        True,
+        says if given else f"it returns {evidence.outputs}",
+        sure.images if given else (),
+    )

@@ -1,0 +1,351 @@
+"""From what was seen to what is said: is it robust, are its gradients masked, and what should the reader do next?
+
+The rule: gradients are **masked** if robust accuracy under converged cross-entropy on the deployed output is 5 points
+or more above the worst case over all attacks, image by image (McNemar p < .01), and a sign says why: no gradient (1), a
+temperature that undoes it (2), attacks without gradients that win (3), or saturated probabilities (9). Honestly robust
+classifiers show about 3 points of difference and no such sign. NumPy alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from stillproof.core import measures
+from stillproof.core.measurement import Measurement
+from stillproof.evasion.binarisation import STRONG_ENOUGH
+from stillproof.evasion.indicators import DEPLOYED, POINTS, SIGNIFICANT, Evidence, Sign, signs
+from stillproof.findings import Curve, Finding, Series, Status, Table, judge
+
+Masked = Literal["yes", "no", "inconclusive"]
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the audit says.
+
+    clean, robust: accuracy, and worst-case robust accuracy; claimed: what a standard attack (PGD on the deployed
+    output) leaves; gap: what converged cross-entropy leaves, less the worst case, with McNemar's p; why: in words.
+    """
+
+    masked: Masked
+    why: str
+    clean: Measurement
+    robust: Measurement
+    claimed: Measurement
+    hidden: Measurement
+    gap: Measurement
+    p: float
+    signs: tuple[Sign, ...]
+
+    @property
+    def causes(self) -> list[Sign]:
+        """The signs that are there and explain masking."""
+        return [sign for sign in self.signs if sign.is_present and sign.is_causal]
+
+
+def decide(evidence: Evidence) -> Verdict:
+    """Apply the rule."""
+    right, worst = evidence.right, evidence.standing
+    n = len(right)
+    deployed = evidence.stood_deployed
+    first = _first_deployed(evidence)
+    gap = measures.difference(deployed[None].astype(float), worst[None].astype(float))
+    p = measures.mcnemar(deployed, worst)
+    found = tuple(signs(evidence))
+    masked, why = _masked(evidence, found, gap, p)
+    return Verdict(
+        masked,
+        why,
+        clean=measures.share(int(right.sum()), n),
+        robust=measures.share(int(worst.sum()), n),
+        claimed=measures.share(int(first.sum()), n),
+        hidden=measures.difference(first[None].astype(float), worst[None].astype(float)),
+        gap=gap,
+        p=p,
+        signs=found,
+    )
+
+
+def _first_deployed(evidence: Evidence) -> np.ndarray:
+    """What stood against the first attack on the deployed output; for a black box, against nothing."""
+    for outcome, step in zip(evidence.outcomes, evidence.trail, strict=True):
+        if step["kind"] == DEPLOYED:
+            found: np.ndarray = evidence.right & (outcome != 1)
+            return found
+    return evidence.right
+
+
+def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: float) -> tuple[Masked, str]:
+    if evidence.is_black_box:
+        return "inconclusive", "a black box shows no gradients; what stands here may fall to an attack that sees them"
+    causes = [sign for sign in found if sign.is_present and sign.is_causal]
+    points = f"{100 * (gap.value or 0):.1f} points"
+    if gap.value is not None and gap.value >= POINTS and p < SIGNIFICANT:
+        if causes:
+            return "yes", f"{points} of robust accuracy are not there (p = {p:.1g}): {causes[0].name}"
+        return "inconclusive", f"other attacks take {points} more than cross-entropy does, and no sign says why"
+    if evidence.ended_by_budget:
+        return "inconclusive", "the budget ended the ladder before its end"
+    blind = evidence.standing & (evidence.ce == 0) & (evidence.margin == 0)
+    if blind.sum() > POINTS * max(1, evidence.standing.sum()):
+        return "inconclusive", f"{int(blind.sum())} images that stand have no gradient, and only queries were left"
+    if len(evidence.solved) and evidence.solved.mean() < STRONG_ENOUGH:
+        solved = f"{int(evidence.solved.sum())} of {len(evidence.solved)}"
+        return "inconclusive", f"the attack solves {solved} problems that have a solution (binarisation test)"
+    never = np.isinf(evidence.close["nearest"])
+    if never.any():
+        return "inconclusive", f"{int(never.sum())} images never fell, whatever the distance"
+    return "no", f"cross-entropy on the deployed output is within {points} of the worst case"
+
+
+def findings(subject: str, verdict: Verdict, evidence: Evidence, bar: float) -> list[Finding]:
+    """SP-E1, SP-E2, SP-E3."""
+    return [_robust(subject, verdict, bar), _gradients(subject, verdict), _claim(subject, verdict, evidence)]
+
+
+def _robust(subject: str, verdict: Verdict, bar: float) -> Finding:
+    status = judge(verdict.robust, bar, good="above")
+    if status == "pass" and verdict.masked != "no":
+        status = "inconclusive"  # an attack that failed where gradients may be hidden proves nothing
+    titles: dict[Status, str] = {
+        "pass": f"Robust: at least {bar:.0%} survive every attack",
+        "fail": f"Not robust: under {bar:.0%} survive",
+        "inconclusive": "What survived may not be robust",
+    }
+    return Finding(
+        rule="SP-E1",
+        subject=subject,
+        title=titles[status],
+        status=status,
+        severity="high",
+        measurements={"worst-case robust accuracy": verdict.robust, "accuracy": verdict.clean},
+        evidence=[f"masked: {verdict.masked}; {verdict.why}"],
+        advice=""
+        if status == "pass"
+        else "PGD training, or distillation from a PGD-trained teacher (stillproof distill --robust rslad), moves this "
+        "number; defensive distillation, rounding and randomness do not.",
+    )
+
+
+def _gradients(subject: str, verdict: Verdict) -> Finding:
+    statuses: dict[Masked, Status] = {"yes": "fail", "no": "pass", "inconclusive": "inconclusive"}
+    titles = {
+        "yes": "Gradients are masked",
+        "no": "Gradients are not masked",
+        "inconclusive": "Whether gradients are masked is not known",
+    }
+    advice = {
+        "yes": "Do not report robustness measured with cross-entropy on this output. "
+        "Attack the logits with a margin loss (APGD, FMN, C&W), ask without gradients (Square, HopSkipJump), "
+        "and show it what fools an undistilled twin.",
+        "no": "",
+        "inconclusive": "Look at the ladder: give it a larger budget, more images, or an attack written for this "
+        "defence (--adaptive).",
+    }
+    return Finding(
+        rule="SP-E2",
+        subject=subject,
+        title=titles[verdict.masked],
+        status=statuses[verdict.masked],
+        severity="high",
+        measurements={"deployed minus worst case": verdict.gap},
+        evidence=[verdict.why, *(f"sign {sign.number}, {sign.name}: {sign.says}" for sign in verdict.causes)],
+        advice=advice[verdict.masked],
+    )
+
+
+def _claim(subject: str, verdict: Verdict, evidence: Evidence) -> Finding:
+    if evidence.is_black_box:
+        status: Status = "inconclusive"
+    else:
+        status = judge(verdict.hidden, POINTS, good="below")
+    titles: dict[Status, str] = {
+        "pass": "A standard attack tells about the truth",
+        "fail": "The robustness that a standard attack shows is not there",
+        "inconclusive": "Whether a standard attack tells the truth is not settled",
+    }
+    return Finding(
+        rule="SP-E3",
+        subject=subject,
+        title=titles[status],
+        status=status,
+        severity="medium",
+        measurements={"claimed": verdict.claimed, "actual": verdict.robust, "claimed minus actual": verdict.hidden},
+        evidence=["claimed: what PGD on the deployed output leaves standing; actual: the worst case over all attacks"],
+        advice="" if status == "pass" else "Report the worst case over several attacks, image by image.",
+    )
+
+
+def tables(verdict: Verdict, evidence: Evidence) -> list[Table]:
+    """The ladder, the signs, and the red team's table."""
+    return [_trail(evidence), _signs(verdict), _symptoms(verdict, evidence)]
+
+
+def self_test(verdicts: Mapping[str, Verdict]) -> Table:
+    """What the audit says of the user's own classifier, and of twins that were planted to be told apart."""
+    expected = {"masked twin": "yes", "clean twin": "no"}
+    rows: list[list[str | int | float | Measurement | None]] = [
+        [name, expected.get(name, ""), verdict.masked, verdict.claimed, verdict.robust, verdict.why]
+        for name, verdict in verdicts.items()
+    ]
+    columns = ["classifier", "masked as planted", "masked as found", "claimed", "worst case", "why"]
+    note = "The masked twin is the model with its logits multiplied: the same decisions, hidden gradients."
+    return Table(title="Self-test", columns=columns, rows=rows, note=note)
+
+
+def _trail(evidence: Evidence) -> Table:
+    rows: list[list[str | int | float | Measurement | None]] = []
+    n = len(evidence.right)
+    for step in evidence.trail:
+        cost = f"{step['queries']:,} queries" if step["queries"] else f"{step['forwards'] + step['backwards']:,} passes"
+        rows.append(
+            [
+                step["name"],
+                step["asked"],
+                step["fell"],
+                measures.share(step["standing"], n),
+                cost if step["ran"] else "",
+                round(step["seconds"], 1) if step["ran"] else None,
+                step["why"],
+            ]
+        )
+    columns = ["attack", "images", "fell", "robust accuracy after it", "cost", "seconds", "why"]
+    note = "An image that falls leaves the ladder. Attacks on the deployed output are given all images it was not yet "
+    note += "fooled on, also those that something else has."
+    return Table(title="The ladder", columns=columns, rows=rows, note=note)
+
+
+def _signs(verdict: Verdict) -> Table:
+    said = {True: "yes", False: "no", None: "not measured"}
+    rows: list[list[str | int | float | Measurement | None]] = [
+        [
+            f"{sign.number}{' (causal)' if sign.is_causal else ''}",
+            sign.name,
+            sign.measured,
+            sign.threshold,
+            said[sign.is_present],
+            sign.says,
+            ", ".join(map(str, sign.images)),
+        ]
+        for sign in verdict.signs
+    ]
+    columns = ["sign", "", "measured", "threshold", "present", "what it says", "images"]
+    return Table(title="Signs of masked gradients", columns=columns, rows=rows, note=f"Masked: {verdict.masked}.")
+
+
+def _symptoms(verdict: Verdict, evidence: Evidence) -> Table:
+    by = {(sign.number, sign.name): sign for sign in verdict.signs}
+    deployed = measures.share(int(evidence.stood_deployed.sum()), max(1, int(evidence.right.sum())))
+    hidden = next((sign for (number, _), sign in by.items() if number == 3), None)
+    flat = next((sign for sign in verdict.signs if sign.name.startswith("success hardly")), None)
+    dead = [sign for sign in verdict.signs if sign.number == 1 and sign.is_present]
+    rows: list[list[str | int | float | Measurement | None]] = [
+        [
+            "FGSM and PGD nearly never succeed",
+            deployed,
+            "gradients vanish or are noise" if dead else "it may be robust: see the worst case",
+            "an attack that does not use the standard loss's gradient: C&W or a margin loss on the logits",
+        ],
+        [
+            "robust in the white box, but queries or transfer succeed",
+            hidden.measured if hidden else None,
+            "the defence hides, it does not remove" if hidden and hidden.is_present else "not seen",
+            "C&W on the logits; Square and HopSkipJump; transfer from a twin",
+        ],
+        [
+            "outputs hardly move under small changes",
+            flat.measured if flat else None,
+            "the surface was smoothed artificially" if flat and flat.is_present else "not seen",
+            "raise epsilon and the iterations until the cliffs show",
+        ],
+    ]
+    return Table(title="The red team's table", columns=["symptom", "seen here", "cause", "do next"], rows=rows)
+
+
+SHARES_OF_EPSILON = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 8.0)
+"""Where the curve is drawn, in units of epsilon."""
+
+
+def curves(evidence: Evidence, epsilon: float) -> list[Curve]:
+    """The ladder as a picture; accuracy against epsilon; margins; gradients."""
+    return [_ladder(evidence), _against_epsilon(evidence, epsilon), *_histograms(evidence)]
+
+
+def _ladder(evidence: Evidence) -> Curve:
+    n = len(evidence.right)
+    ran = [step for step in evidence.trail if step["ran"]]
+    shares = [measures.share(int(evidence.right.sum()), n)] + [measures.share(step["standing"], n) for step in ran]
+    series = Series(
+        name="standing",
+        x=["no attack", *(step["name"] for step in ran)],
+        y=[share.value for share in shares],
+        low=[share.low for share in shares],
+        high=[share.high for share in shares],
+    )
+    return Curve(title="The ladder", kind="bars", x_label="after", y_label="robust accuracy", series=[series])
+
+
+def _against_epsilon(evidence: Evidence, epsilon: float) -> Curve:
+    nearest = np.minimum(evidence.distance[evidence.close_rows], evidence.close.get("nearest", np.inf))
+    accuracy = float(evidence.right.mean()) if len(evidence.right) else 0.0
+    radii = [factor * epsilon for factor in SHARES_OF_EPSILON]
+    if len(nearest) and np.isfinite(nearest).any():
+        radii += [float(nearest[np.isfinite(nearest)].max()) * 1.01]
+    radii = sorted(set(radii))
+    shares = [measures.share(int((nearest > radius).sum()), len(nearest)) for radius in radii]
+
+    def of_all(value: float | None) -> float | None:
+        return None if value is None else value * accuracy
+
+    series = Series(
+        name="worst case",
+        x=radii,
+        y=[of_all(share.value) for share in shares],
+        low=[of_all(share.low) for share in shares],
+        high=[of_all(share.high) for share in shares],
+    )
+    never = int(np.isinf(nearest).sum())
+    note = f"From the nearest adversarial images of {len(nearest)} that are classified rightly. " + (
+        f"{never} of them never fell, so the curve does not reach 0: do not trust it."
+        if never
+        else "It reaches 0, as it must."
+    )
+    return Curve(
+        title="Accuracy against epsilon",
+        kind="line",
+        x_label="epsilon",
+        y_label="robust accuracy",
+        series=[series],
+        note=note,
+    )
+
+
+BINS = 12
+
+
+def _histograms(evidence: Evidence) -> list[Curve]:
+    logits, labels = evidence.logits, evidence.labels
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    others = logits.copy()
+    np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
+    found = [_histogram("Margins of the logits", "margin", own - others.max(axis=1), 0)]
+    if not evidence.is_black_box:
+        alive = evidence.ce[evidence.ce > 0]
+        dead = int((evidence.ce == 0).sum())
+        title, label = "Gradients of the cross-entropy", "log₁₀ of the largest entry"
+        found.append(_histogram(title, label, np.log10(alive) if len(alive) else alive, dead))
+    return found
+
+
+def _histogram(title: str, label: str, values: np.ndarray, zeros: int) -> Curve:
+    counts, edges = np.histogram(values, bins=BINS) if len(values) else (np.zeros(0), np.zeros(1))
+    names = [f"{low:.3g}" for low in edges[:-1]]
+    heights = [float(count) for count in counts]
+    if zeros:
+        names, heights = ["exactly 0", *names], [float(zeros), *heights]
+    series = Series(name="images", x=names, y=list(heights))
+    return Curve(title=title, kind="bars", x_label=label, y_label="images", series=[series])

@@ -1,0 +1,176 @@
+"""`stillproof audit`: is it robust, or does it only hide its gradients?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from stillproof.findings import Result, worst
+from stillproof.verbs import Verb
+from stillproof.verbs.settings import BY_PROFILE, TRAINING, Profile, VerbSettings, merged, settings_as_json
+
+if TYPE_CHECKING:
+    from stillproof.core.plan import Plan, Stage
+    from stillproof.core.runtime import Runtime
+    from stillproof.core.store import Artefact
+    from stillproof.evasion.escalation import Budget
+    from stillproof.evasion.stages import Thoroughness
+
+LOOKING: Mapping[Profile, Mapping[str, Any]] = {
+    "smoke": {"images": 200},
+    "standard": {"images": 1000},
+    "thorough": {"images": 5000},
+}
+"""How many images a profile audits."""
+
+PLANTED_SCALE = 50.0
+"""What the self-test multiplies logits by, to plant a masked twin."""
+
+
+class AuditSettings(VerbSettings):
+    """Settings of `audit`."""
+
+    by_profile: ClassVar[Mapping[Profile, Mapping[str, Any]]] = merged(TRAINING, LOOKING)
+
+    model: str = Field(..., description="Model SPEC to audit; without weights it is trained first.")
+    threat: str = Field("linf:8/255", description="What an attacker may change: linf:8/255, l2:0.5.")
+    images: int = Field(1000, ge=2, description=f"Test images that are attacked. {BY_PROFILE}")
+    bar: float = Field(0.3, ge=0, le=1, description="Worst-case robust accuracy that is asked for (SP-E1).")
+    budget: str | None = Field(None, description="Where the ladder stops at the latest: 10min, 90s, 200000 (passes).")
+    twin: str = Field(
+        "auto",
+        description="Model SPEC of the undistilled twin whose examples are transferred; auto: the same "
+        "architecture where it can be trained, else zoo:resnet18?width=16; none.",
+    )
+    adaptive: str | None = Field(
+        None,
+        description="module:factory of your own attack: called with the classifier, it returns an attack, a loss "
+        "(logits, labels, target) -> (n,), or a module to climb through (BPDA).",
+    )
+    self_test: bool = Field(
+        False, description="Audit a planted masked twin (logits × 50) and a clean twin as well, and compare."
+    )
+    epochs: int = Field(12, ge=1, description=f"Epochs of what is trained first. {BY_PROFILE}")
+
+
+def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
+    """The graph of stages. Trains nothing. Raises InputError."""
+    from stillproof.attacks.threats import parse_threat
+    from stillproof.core.carving import data_stage
+    from stillproof.core.classifiers import Model
+    from stillproof.core.noise import derive
+    from stillproof.core.plan import Plan, stage
+    from stillproof.core.stages import classifier_stage, training_stage
+    from stillproof.core.training import Recipe
+    from stillproof.evasion.stages import Adaptive, audit_classifier
+
+    parse_threat(settings.threat)
+    data = data_stage(settings.data, settings.limit)
+    recipe, model = Recipe.standard(settings.epochs), Model(settings.model)
+    common: dict[str, Any] = {"data": data.stage, "recipe": recipe, "images": data.sizes.training}
+    classifier = classifier_stage("the model", model=model, seed=settings.seed, **common)
+    outputs: dict[str, Stage] = {"data": data.stage, "model": classifier}
+    inputs: dict[str, Any] = {"data": data.stage}
+    twin = None
+    if settings.twin != "none" or settings.self_test:
+        architecture = _twin_of(settings, model)
+        twin = training_stage("the twin", model=architecture, seed=derive(settings.seed, "twin"), **common)
+    if twin is not None and settings.twin != "none":
+        inputs["twin"] = twin
+    given: dict[str, Any] = {
+        "threat": settings.threat,
+        "thoroughness": thoroughness(settings),
+        "budget": parse_budget(settings.budget),
+        "adaptive": Adaptive(settings.adaptive),
+        "seed": settings.seed,
+    }
+    subjects = {"model": (classifier, 1.0)}
+    if settings.self_test and twin is not None:
+        subjects |= {"masked twin": (classifier, PLANTED_SCALE), "clean twin": (twin, 1.0)}
+    for name, (audited, scale) in subjects.items():
+        outputs[f"{name}/audit"] = stage(
+            audit_classifier, f"audit the {name}", classifier=audited, scale=scale, **inputs, **given
+        )
+    return Plan(outputs, runtime)
+
+
+def _twin_of(settings: AuditSettings, model: Any) -> Any:
+    from stillproof.core.classifiers import Model
+
+    if settings.twin not in ("auto", "none"):
+        return Model(settings.twin)
+    return model.untrained if model.architecture.scheme == "zoo" else Model("zoo:resnet18?width=16")
+
+
+def thoroughness(settings: AuditSettings) -> Thoroughness:
+    """How much a profile looks at."""
+    from stillproof.evasion.escalation import Effort
+    from stillproof.evasion.stages import Thoroughness
+
+    if settings.profile == "smoke":
+        effort = Effort(
+            apgd=40, targets=4, targeted=20, nearest=50, draws=50, probing=100, square=1000, hop=1500, patient=30
+        )
+        return Thoroughness(images=settings.images, close=64, problems=12, points=200, effort=effort)
+    return Thoroughness(images=settings.images)
+
+
+def parse_budget(text: str | None) -> Budget:
+    """`10min`, `90s`, `2h`, or a number of passes. Raises InputError."""
+    from stillproof.errors import InputError
+    from stillproof.evasion.escalation import Budget
+
+    if text is None:
+        return Budget()
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|min|h|passes)?", text.strip())
+    if not found:
+        raise InputError(f"{text!r} is no budget.", "Write 10min, 90s, 2h, or a number of passes.")
+    unit = found[2] or "passes"
+    if unit == "passes":
+        return Budget(passes=int(float(found[1])))
+    return Budget(seconds=float(found[1]) * {"s": 1, "min": 60, "h": 3600}[unit])
+
+
+def conclude(settings: AuditSettings, values: Mapping[str, Artefact]) -> Result:
+    """The verdict."""
+    from stillproof.attacks.threats import parse_threat
+    from stillproof.evasion import verdict
+    from stillproof.evasion.pictures import strip
+    from stillproof.evasion.stages import evidence_of
+
+    evidence = evidence_of(values["model/audit"])
+    found = verdict.decide(evidence)
+    findings = verdict.findings(settings.model, found, evidence, settings.bar)
+    tables = verdict.tables(found, evidence)
+    notes: list[str] = []
+    if settings.self_test:
+        planted = {name: verdict.decide(evidence_of(values[f"{name}/audit"])) for name in ("masked twin", "clean twin")}
+        tables.insert(0, verdict.self_test({"model": found} | planted))
+        if planted["masked twin"].masked != "yes" or planted["clean twin"].masked == "yes":
+            notes.append("The self-test failed: the audit did not tell the planted twins apart on these data.")
+    summary = (
+        f"masked: {found.masked}. {found.clean.value:.1%} accuracy; PGD on the deployed output leaves "
+        f"{found.claimed.value:.1%}, the worst case over all attacks {found.robust.value:.1%} ({settings.threat})."
+    )
+    return Result(
+        verb="audit",
+        status=worst([finding.status for finding in findings] + (["error"] if notes else [])),
+        summary=summary,
+        notes=notes,
+        findings=findings,
+        tables=tables,
+        curves=verdict.curves(evidence, parse_threat(settings.threat).epsilon),
+        images=strip(values["model/audit"]),
+        settings=settings_as_json(settings),
+    )
+
+
+def models(_settings: AuditSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
+    """The classifier that was audited."""
+    return {"model": values["model"]}
+
+
+AUDIT = Verb("audit", AuditSettings, plan, conclude, models)
