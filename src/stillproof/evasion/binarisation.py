@@ -15,13 +15,18 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.attacks.attack import GradientAttack
+from stillproof.attacks.inner_logits import last_linear
 from stillproof.attacks.random_draws import RandomDraws
+from stillproof.attacks.straight_through import StraightThrough
 from stillproof.attacks.threats import L2, Linf, unit
 from stillproof.core.noise import Noise, derive
 from stillproof.core.runtime import Runtime
 
 INNER_SHARE = 0.95
 """η: inner points lie within this share of the ball."""
+
+RIDGE = 1e-3
+"""What is added to the features' variances, of their mean."""
 
 STRONG_ENOUGH = 0.95
 """Share of the problems that a strong enough attack solves."""
@@ -45,15 +50,16 @@ def binarisation_test(
     *,
     points: int,
     seed: int,
+    through: bool = False,
 ) -> Binarised:
     """Pose a problem around each image, float32, (m, C, H, W), and let the attack, and random draws, solve it.
 
-    points: random inner points a problem. Problems that the readout cannot pose (its classes do not separate) are left
-    out.
+    points: random inner points a problem; through: climb straight through what has no gradient.
+    Problems that the readout cannot pose (its classes do not separate) are left out.
     """
     solved: list[Tensor] = []
     lucky: list[Tensor] = []
-    head = _head_of(classifier, images[:2])
+    head = last_linear(classifier, images[:2])
     for number in range(len(images)):
         one = images[number : number + 1]
         inner, boundary = _points(one, threat, points, derive(seed, "binarisation", number))
@@ -61,7 +67,8 @@ def binarisation_test(
         if posed is None:
             continue
         inside = torch.zeros(1, dtype=torch.int64)
-        solved.append(attack(posed, one, inside, seed=seed, runtime=runtime).success)
+        passing = StraightThrough(posed) if through else None
+        solved.append(attack(posed, one, inside, seed=seed, runtime=runtime, through=passing).success)
         draws = RandomDraws(threat=threat, queries=points)
         lucky.append(draws(posed, one, inside, seed=seed, runtime=runtime).success)
     nothing = torch.zeros(0, dtype=torch.bool)
@@ -80,23 +87,6 @@ def _points(image: Tensor, threat: Linf | L2, points: int, seed: int) -> tuple[T
     else:
         direction = unit(noise.normal(shape))
     return inside, threat.project(image + threat.epsilon * direction, image)
-
-
-def _head_of(classifier: nn.Module, images: Tensor) -> str | None:
-    """The name of the linear layer that runs last, if there is one and it runs once."""
-    ran: list[str] = []
-    hooks = [
-        module.register_forward_hook(lambda _module, _given, _answer, name=name: ran.append(name))
-        for name, module in classifier.named_modules()
-        if type(module) is nn.Linear
-    ]
-    try:
-        with torch.no_grad():
-            classifier(images)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return ran[-1] if ran and ran.count(ran[-1]) == 1 else None
 
 
 class _OnLogits(nn.Module):
@@ -145,18 +135,17 @@ def _posed(classifier: nn.Module, head: str | None, points: Tensor) -> nn.Module
 
 
 def _readout(features: Tensor) -> tuple[Tensor, Tensor] | None:
-    """A linear function that is positive for the last row only, halfway between it and the nearest of the others."""
-    from sklearn.svm import LinearSVC
+    """A linear function that is 1 for the last row and at most −1 for the others; None where none is found.
 
-    centre, scale = features.mean(0), features.std(0).clamp_min(1e-12)
-    given = ((features - centre) / scale).numpy()
-    wanted = [0] * (len(given) - 1) + [1]
-    fitted = LinearSVC(C=1e3, class_weight="balanced", dual=True, max_iter=2000, random_state=0)
-    fitted.fit(given, wanted)
-    weight = torch.from_numpy(fitted.coef_[0]) / scale
-    scores = features @ weight
-    highest, own = scores[:-1].max(), scores[-1]
-    if not bool(own > highest):
+    Its direction is Fisher's discriminant, in closed form; a support vector machine may not converge here.
+    """
+    others, own = features[:-1], features[-1]
+    mean = others.mean(0)
+    scatter = (others - mean).T @ (others - mean) / len(others)
+    size = scatter.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
+    weight = torch.linalg.solve(scatter + RIDGE * size * torch.eye(len(own), dtype=own.dtype), own - mean)
+    highest, score = (others @ weight).max(), own @ weight
+    if not bool(score > highest):
         return None
-    size = (own - highest).clamp_min(1e-12) / 2
-    return weight / size, -(own + highest) / 2 / size
+    half = (score - highest) / 2
+    return weight / half, -(score + highest) / 2 / half

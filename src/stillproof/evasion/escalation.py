@@ -20,6 +20,7 @@ from stillproof.attacks.attack import Attack, GradientAttack
 from stillproof.attacks.frozen import Classifier
 from stillproof.attacks.gradient import APGD, FGSM, PGD
 from stillproof.attacks.hop_skip_jump import HopSkipJump
+from stillproof.attacks.inner_logits import inner_logits
 from stillproof.attacks.losses import Loss
 from stillproof.attacks.minimal import FMN
 from stillproof.attacks.random_draws import RandomDraws
@@ -100,6 +101,8 @@ class Step:
     queries: int = 0
     seconds: float = 0.0
     ran: bool = False
+    left_out: int = 0
+    """Images that stood and were not given to it, as it is slow."""
 
 
 @dataclass
@@ -155,6 +158,7 @@ SHOWN = 8
 
 def rungs(
     classifier: Classifier,
+    some: Tensor,
     threat: Linf | L2,
     effort: Effort,
     *,
@@ -165,8 +169,9 @@ def rungs(
 ) -> Iterator[Rung]:
     """The ladder from the ground up.
 
-    samples: passes a look, for a randomised classifier; differentiable: whether any gradient reaches the image; twins:
-    undistilled surrogates; adaptive: the user's own attack, loss, or module to climb through, or None.
+    some: a few of the images; samples: passes a look, for a randomised classifier; differentiable: whether any gradient
+    reaches the image; twins: undistilled surrogates; adaptive: the user's own attack, loss, or module to climb through,
+    or None.
     """
     module = classifier if isinstance(classifier, nn.Module) else None
     ball: dict[str, Any] = {"threat": threat}
@@ -197,14 +202,15 @@ def rungs(
         why = "follows the boundary instead of filling the ball"
         yield Rung(f"FMN-{effort.nearest}", "white box", nearest, "standing", why, skip=_without_gradient)
         through = APGD(**white, steps=effort.apgd, loss="margin")
-        why = "passes gradients through rounding, signs, casts and detach()"
+        inner = module if differentiable else inner_logits(module, some)
+        why = "takes the logits before any softmax, and passes gradients through rounding, signs, casts and detach()"
         yield Rung(
             f"APGD-{effort.apgd}, straight through",
             "white box",
             through,
             "standing",
             why,
-            through=StraightThrough(module),
+            through=StraightThrough(inner),
             skip=lambda ladder: "" if not differentiable or _is_dead(ladder) else "every image has a gradient",
         )
     if adaptive is not None and module is not None:
@@ -287,11 +293,12 @@ class Climb:
         step = Step(rung.name, rung.kind, rung.why, standing=int(ladder.standing.sum()))
         outcome = torch.full(ladder.right.shape, -1, dtype=torch.int8)
         rows = ladder.rows(rung.on)
-        refusal = "nothing is left to learn: no image stands" if not len(rows) else rung.skip(ladder)
-        if refusal:
-            step.why = f"not run: {refusal}"
+        if not len(rows):
+            step.why = "not run: nothing is left to learn, no image stands"
         elif self._is_spent(ladder, began):
             step.why, ladder.ended_by_budget = "not run: the budget is spent", True
+        elif refusal := rung.skip(ladder):
+            step.why = f"not run: {refusal}"
         else:
             self._run(ladder, rung, step, outcome, rows, began)
         ladder.steps.append(step)
@@ -299,7 +306,9 @@ class Climb:
 
     def _run(self, ladder: Ladder, rung: Rung, step: Step, outcome: Tensor, rows: Tensor, began: float) -> None:
         started = time.monotonic()
-        rows = rows[: self.effort.patient] if rung.few else rows
+        if rung.few:
+            step.left_out = max(0, len(rows) - self.effort.patient)
+            rows = rows[: self.effort.patient]
         for part in batches(len(rows), CHUNK):
             chunk = rows[part]
             if step.ran and self._is_spent(ladder, began, step):

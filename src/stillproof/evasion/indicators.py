@@ -108,9 +108,9 @@ class Sign:
 
 
 def signs(evidence: Evidence) -> list[Sign]:
-    """All nine, in order; those of gradients are missing for a black box."""
+    """All nine, in order; those of gradients are missing where none was looked at: a black box, a spent budget."""
     found = [_disagreement(evidence), _scale(evidence), _probabilities(evidence)]
-    if not evidence.is_black_box:
+    if evidence.close:
         found += [
             _saturated(evidence),
             _no_path(evidence),
@@ -185,8 +185,8 @@ def _sweep(evidence: Evidence) -> Sign:
         f"{100 * POINTS:.0f} points, p < {SIGNIFICANT:g}",
         present,
         True,
-        f"PGD on the logits at {at} beats PGD on the logits as they are (p = {p:.2g}), though both mean the same "
-        "decisions",
+        f"PGD on the logits at {at} against PGD on the logits as they are (p = {p:.2g}): the same decisions, "
+        "other gradients",
         tuple(int(row) for row in evidence.close_rows[deployed & ~others[best]][:8]),
     )
 

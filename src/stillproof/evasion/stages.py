@@ -1,43 +1,26 @@
-"""The job of an audit: look, climb the ladder, look closely, test the attack. What it saw is the artefact."""
+"""The job of an audit, and what its artefact holds."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillproof.attacks.gradient import APGD
-from stillproof.attacks.straight_through import StraightThrough
 from stillproof.attacks.threats import parse_threat
 from stillproof.core.carving import carve
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.measurement import Cost
-from stillproof.core.noise import derive
 from stillproof.core.plan import Context, job
 from stillproof.core.plugins import code_identity, user_code
 from stillproof.core.spec import Spec
 from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
 from stillproof.errors import InputError
-from stillproof.evasion.binarisation import Binarised, binarisation_test
-from stillproof.evasion.escalation import Budget, Climb, Effort, Ladder, begin, rungs
-from stillproof.evasion.examination import First, examine, first_look
+from stillproof.evasion.auditing import Audited, Thoroughness, audit
+from stillproof.evasion.escalation import Budget
 from stillproof.evasion.indicators import Evidence
-
-EOT_SAMPLES = 10
-"""Passes that are averaged for a randomised classifier."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Thoroughness:
-    """How much an audit looks at: images in all, and closely; problems of the binarisation test, and points in each."""
-
-    images: int = 1000
-    close: int = 128
-    problems: int = 32
-    points: int = 500
-    effort: Effort = field(default_factory=Effort)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,134 +81,54 @@ def audit_classifier(
     """All that `Evidence` holds, of the first test images. scale: factor on the logits, to plant a masked twin."""
     test = carve(data).test
     test = test.subset(torch.arange(min(thoroughness.images, len(test))))
-    images, labels = as_float(test.images), test.known_labels()
     model = classifier_of(classifier, context)
     model = model if scale == 1 else Scaled(model, scale).eval()
-    parsed, runtime = parse_threat(threat), context.runtime
-    samples = 1 if classifier.values.get("deterministic", True) else EOT_SAMPLES
-    first = first_look(model, images, labels, runtime, samples=samples, classes=len(test.classes))
-    right = first.logits.argmax(1) == labels
-    ladder = begin(right, (first.ce == 0) & (first.margin == 0))
-    climb = Climb(
+    audited = audit(
         model,
-        images,
-        labels,
-        parsed,
-        runtime,
-        thoroughness.effort,
-        seed,
-        budget,
-        context.checkpoint,
-        context.advance,
-    )
-    twins = [] if twin is None else [classifier_of(twin, context)]
-    steps = rungs(
-        model,
-        parsed,
-        thoroughness.effort,
-        samples=samples,
-        differentiable=not bool(ladder.dead.any()),
-        twins=twins,
+        as_float(test.images),
+        test.known_labels(),
+        parse_threat(threat),
+        outputs=classifier.values.get("outputs", "logits"),
+        classes=len(test.classes),
+        thoroughness=thoroughness,
+        budget=budget,
+        twins=[] if twin is None else [classifier_of(twin, context)],
         adaptive=adaptive.build(model),
-    )
-    climb.go(ladder, list(steps))
-    close_rows = right.nonzero()[: thoroughness.close, 0]
-    through = StraightThrough(model) if bool(ladder.dead[close_rows].any()) else None
-    close = (
-        examine(
-            model,
-            images[close_rows],
-            labels[close_rows],
-            parsed,
-            runtime,
-            samples=samples,
-            seed=derive(seed, "closely"),
-            steps=max(1, thoroughness.effort.apgd // 2),
-            through=through,
-        )
-        if len(close_rows)
-        else {}
-    )
-    attack = APGD(threat=parsed, steps=thoroughness.effort.apgd, loss="margin", samples=samples)
-    tested = binarisation_test(
-        model,
-        images[close_rows[: thoroughness.problems]],
-        attack,
-        parsed,
-        runtime,
-        points=thoroughness.points,
+        runtime=context.runtime,
         seed=seed,
+        checkpoint=context.checkpoint,
+        advance=context.advance,
     )
-    return _artefact(classifier, test, first, ladder, close_rows, dict(close), tested)
+    return _artefact(audited, test)
 
 
-def _artefact(
-    classifier: Artefact,
-    test: ImageSet,
-    first: First,
-    ladder: Ladder,
-    close_rows: Tensor,
-    close: dict[str, Tensor],
-    tested: Binarised,
-) -> Artefact:
-    shown = list(ladder.shown)
-    tensors = {
-        "labels": test.known_labels(),
-        "logits": first.logits,
-        "ce": first.ce,
-        "margin": first.margin,
-        "repeats": first.repeats,
-        "outcomes": torch.stack(ladder.outcomes),
-        "standing": ladder.standing,
-        "distance": ladder.distance,
-        "close_rows": close_rows,
-        "solved": tested.attack,
-        "lucky": tested.random,
+def _artefact(audited: Audited, test: ImageSet) -> Artefact:
+    evidence, shown = audited.evidence, list(audited.shown)
+    tensors: dict[str, Tensor] = {
         "shown.clean": test.images[shown],
-        "shown.adversarial": torch.stack(list(ladder.shown.values())) if shown else torch.zeros(0),
-        **{f"close.{name}": value for name, value in close.items()},
+        "shown.adversarial": torch.stack(list(audited.shown.values())) if shown else torch.zeros(0),
+        **{f"close.{name}": torch.from_numpy(value) for name, value in evidence.close.items()},
     }
-    values = {
-        "trail": [asdict(step) for step in ladder.steps],
-        "shown": shown,
-        "classes": list(test.classes),
-        "outputs": classifier.values.get("outputs", "logits"),
-        "is_black_box": False,
-        "ended_by_budget": ladder.ended_by_budget,
-    }
+    values: dict[str, object] = {"shown": shown, "classes": list(test.classes)}
+    for part in fields(evidence):
+        value = getattr(evidence, part.name)
+        if isinstance(value, np.ndarray):
+            tensors[part.name] = torch.from_numpy(value).contiguous()
+        elif part.name != "close":
+            values[part.name] = value
+    n, trail = len(test), evidence.trail
     cost = Cost(
-        forwards=sum(step.forwards for step in ladder.steps) + 3 * len(test),
-        backwards=sum(step.backwards for step in ladder.steps) + 2 * len(test),
-        queries=sum(step.queries for step in ladder.steps),
+        forwards=sum(step["forwards"] for step in trail) + 3 * n,
+        backwards=sum(step["backwards"] for step in trail) + 2 * n,
+        queries=sum(step["queries"] for step in trail),
     )
-    return Artefact(values, {name: value.contiguous() for name, value in tensors.items()}, cost)
+    return Artefact(values, tensors, cost)
 
 
 def evidence_of(audited: Artefact) -> Evidence:
-    """What an audit saw, as arrays."""
+    """What an audit saw."""
     arrays = {name: tensor.numpy() for name, tensor in audited.tensors.items()}
     close = {name.removeprefix("close."): value for name, value in arrays.items() if name.startswith("close.")}
-    values = audited.values
-    return Evidence(
-        **{
-            name: arrays[name]
-            for name in (
-                "labels",
-                "logits",
-                "ce",
-                "margin",
-                "repeats",
-                "outcomes",
-                "standing",
-                "distance",
-                "close_rows",
-                "solved",
-                "lucky",
-            )
-        },
-        close=close,
-        trail=values["trail"],
-        outputs=values["outputs"],
-        is_black_box=values["is_black_box"],
-        ended_by_budget=values["ended_by_budget"],
-    )
+    known = {part.name for part in fields(Evidence)}
+    given = {name: value for name, value in {**arrays, **audited.values}.items() if name in known}
+    return Evidence(**given, close=close)

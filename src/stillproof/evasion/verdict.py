@@ -96,7 +96,7 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
     if len(evidence.solved) and evidence.solved.mean() < STRONG_ENOUGH:
         solved = f"{int(evidence.solved.sum())} of {len(evidence.solved)}"
         return "inconclusive", f"the attack solves {solved} problems that have a solution (binarisation test)"
-    never = np.isinf(evidence.close["nearest"])
+    never = np.isinf(evidence.close["nearest"]) if evidence.close else np.zeros(0, bool)
     if never.any():
         return "inconclusive", f"{int(never.sum())} images never fell, whatever the distance"
     return "no", f"cross-entropy on the deployed output is within {points} of the worst case"
@@ -104,10 +104,10 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
 
 def findings(subject: str, verdict: Verdict, evidence: Evidence, bar: float) -> list[Finding]:
     """SP-E1, SP-E2, SP-E3."""
-    return [_robust(subject, verdict, bar), _gradients(subject, verdict), _claim(subject, verdict, evidence)]
+    return [_robust(subject, verdict, evidence, bar), _gradients(subject, verdict), _claim(subject, verdict, evidence)]
 
 
-def _robust(subject: str, verdict: Verdict, bar: float) -> Finding:
+def _robust(subject: str, verdict: Verdict, evidence: Evidence, bar: float) -> Finding:
     status = judge(verdict.robust, bar, good="above")
     if status == "pass" and verdict.masked != "no":
         status = "inconclusive"  # an attack that failed where gradients may be hidden proves nothing
@@ -123,7 +123,15 @@ def _robust(subject: str, verdict: Verdict, bar: float) -> Finding:
         status=status,
         severity="high",
         measurements={"worst-case robust accuracy": verdict.robust, "accuracy": verdict.clean},
-        evidence=[f"masked: {verdict.masked}; {verdict.why}"],
+        evidence=[
+            f"masked: {verdict.masked}; {verdict.why}",
+            *(
+                f"{step['left_out']} images that stand were not given to {step['name']}, which is slow: "
+                "the number is an upper bound"
+                for step in evidence.trail
+                if step["left_out"]
+            ),
+        ],
         advice=""
         if status == "pass"
         else "PGD training, or distillation from a PGD-trained teacher (stillproof distill --robust rslad), moves this "

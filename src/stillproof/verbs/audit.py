@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from stillproof.core.plan import Plan, Stage
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
+    from stillproof.evasion.auditing import Thoroughness
     from stillproof.evasion.escalation import Budget
-    from stillproof.evasion.stages import Thoroughness
 
 LOOKING: Mapping[Profile, Mapping[str, Any]] = {
     "smoke": {"images": 200},
@@ -107,8 +107,8 @@ def _twin_of(settings: AuditSettings, model: Any) -> Any:
 
 def thoroughness(settings: AuditSettings) -> Thoroughness:
     """How much a profile looks at."""
+    from stillproof.evasion.auditing import Thoroughness
     from stillproof.evasion.escalation import Effort
-    from stillproof.evasion.stages import Thoroughness
 
     if settings.profile == "smoke":
         effort = Effort(

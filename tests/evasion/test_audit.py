@@ -1,0 +1,168 @@
+"""Planted truths: what the audit says of classifiers that are known to be masked, robust, both, or neither."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stillproof.attacks.losses import margin
+from stillproof.attacks.threats import Linf
+from stillproof.core.classifiers import Model, predict
+from stillproof.core.distillation import TEACHER, CrossEntropy, Objective
+from stillproof.core.images import as_float
+from stillproof.core.runtime import Runtime
+from stillproof.core.sources import DataSource
+from stillproof.core.training import Recipe, fit
+from stillproof.evasion.auditing import Audited, Thoroughness, audit
+from stillproof.evasion.escalation import Budget, Effort
+from stillproof.evasion.hardening.adversarial_training import AdversarialTraining
+from stillproof.evasion.hardening.defensive_distillation import AtTemperature, SoftLabels
+from stillproof.evasion.verdict import Verdict, decide, findings
+
+THREAT = Linf(0.1)
+QUICK = Thoroughness(
+    images=120,
+    close=48,
+    problems=8,
+    points=100,
+    effort=Effort(apgd=30, targets=3, targeted=15, nearest=40, draws=40, probing=80, square=600, hop=1000, patient=30),
+)
+
+
+def trained(
+    digits: DataSource, objective: Objective, runtime: Runtime, *, seed: int = 0, **columns: Tensor
+) -> nn.Module:
+    model = Model("zoo:cnn?width=8").fresh(digits.train.shape, 10, seed)
+    recipe = Recipe(epochs=12, batch_size=50, learning_rate=0.1)
+    fit(model, objective, digits.train, recipe=recipe, runtime=runtime, seed=seed, columns=columns)
+    return model
+
+
+@pytest.fixture(scope="module")
+def models(digits: DataSource, runtime: Runtime) -> Mapping[str, nn.Module]:
+    """A plain classifier, its twin from another seed, a PGD-trained one, a defensively distilled one."""
+    teacher = trained(digits, AtTemperature(temperature=50), runtime)
+    answers = predict(teacher, digits.train, runtime)
+    return {
+        "plain": trained(digits, CrossEntropy(), runtime),
+        "twin": trained(digits, CrossEntropy(), runtime, seed=1),
+        "hardened": trained(digits, AdversarialTraining(threat="linf:0.1"), runtime),
+        "distilled": trained(digits, SoftLabels(temperature=50), runtime, **{TEACHER: answers}),
+    }
+
+
+class Around(nn.Module):
+    """Something done to the images or the logits of a classifier."""
+
+    def __init__(self, classifier: nn.Module, way: str) -> None:
+        super().__init__()
+        self.classifier, self.way = classifier, way
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.way == "8 levels":
+            images = (images * 7).round() / 7
+        if self.way == "no_grad":
+            with torch.no_grad():
+                images = images * 1.0
+        if self.way == "randomised":
+            images = (images + 0.05 * torch.randn_like(images)).clamp(0, 1)
+        logits: Tensor = self.classifier(images)
+        if self.way.startswith("× "):
+            return logits * float(self.way[2:])
+        if self.way == "saturated probabilities":
+            return (logits * 100).softmax(1).clamp_min(torch.finfo(torch.float32).tiny).log()
+        return logits + (1000 if self.way == "+ 1000" else 0)
+
+
+def audited(
+    model: nn.Module, digits: DataSource, runtime: Runtime, *, outputs: str = "logits", **given: object
+) -> tuple[Verdict, Audited]:
+    images, labels = as_float(digits.test.images), digits.test.known_labels()
+    given = {"thoroughness": QUICK, **given}
+    found = audit(model.eval(), images, labels, THREAT, outputs=outputs, runtime=runtime, **given)  # type: ignore[arg-type]
+    return decide(found.evidence), found
+
+
+TRUTHS = {
+    "plain": ("plain", "", "no"),
+    "plain, + 1000": ("plain", "+ 1000", "no"),
+    "plain, × 100": ("plain", "× 100", "yes"),
+    "plain, saturated probabilities": ("plain", "saturated probabilities", "yes"),
+    "plain, 8 levels": ("plain", "8 levels", "yes"),
+    "plain, no_grad": ("plain", "no_grad", "yes"),
+    "distilled": ("distilled", "", "yes"),
+    "hardened": ("hardened", "", "no"),
+    "hardened, × 100": ("hardened", "× 100", "yes"),
+}
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_masked_is_called_masked_and_honest_is_not(
+    name: str, models: Mapping[str, nn.Module], digits: DataSource, runtime: Runtime
+) -> None:
+    base, way, truth = TRUTHS[name]
+    outputs = "probabilities" if "probabilities" in way else "logits"
+    twins = [models["twin"]]
+    verdict, found = audited(Around(models[base], way), digits, runtime, outputs=outputs, twins=twins)
+    assert verdict.masked == truth, verdict.why
+    honest, _ = audited(models[base], digits, runtime, twins=twins) if way else (verdict, found)
+    # hiding gradients hides little from the worst case, which is about that of the classifier within: nothing where
+    # logits are to be had, and what transfer and queries miss where softmax has lost them
+    slack = {"saturated probabilities": 0.25, "8 levels": 0.25}.get(way, 0.06)
+    assert abs((verdict.robust.value or 0) - (honest.robust.value or 0)) <= slack
+    if truth == "yes":
+        assert verdict.causes
+        assert (verdict.gap.value or 0) >= 0.05
+        statuses = {finding.rule: finding.status for finding in findings("it", verdict, found.evidence, 0.0)}
+        assert statuses["SP-E1"] != "pass"
+        assert statuses["SP-E2"] == "fail"
+
+
+def test_a_randomised_classifier_is_averaged(
+    models: Mapping[str, nn.Module], digits: DataSource, runtime: Runtime
+) -> None:
+    verdict, found = audited(Around(models["plain"], "randomised"), digits, runtime)
+    assert any(sign.name == "two passes differ" and sign.is_present for sign in verdict.signs)
+    assert found.evidence.trail[1]["backwards"] >= 10 * found.evidence.trail[1]["asked"]
+    assert verdict.masked != "yes"
+
+
+def test_the_budget_ends_it_and_then_nothing_is_called_robust(
+    models: Mapping[str, nn.Module], digits: DataSource, runtime: Runtime
+) -> None:
+    verdict, found = audited(models["hardened"], digits, runtime, budget=Budget(passes=500))
+    assert found.evidence.ended_by_budget
+    assert verdict.masked == "inconclusive"
+    assert all(finding.status != "pass" for finding in findings("it", verdict, found.evidence, 0.0)[:2])
+    assert "budget" in found.evidence.trail[-1]["why"]
+    assert sum(step["forwards"] + step["backwards"] for step in found.evidence.trail) < 500 + 2 * 256 * 21
+
+
+def test_a_black_box_is_never_called_robust(
+    models: Mapping[str, nn.Module], digits: DataSource, runtime: Runtime
+) -> None:
+    def answers(images: Tensor) -> Tensor:
+        return models["plain"](images).detach().argmax(1)
+
+    images, labels = as_float(digits.test.images), digits.test.known_labels()
+    few = replace(QUICK, images=30)
+    found = audit(
+        answers, images, labels, THREAT, classes=10, thoroughness=few, twins=[models["plain"]], runtime=runtime
+    )
+    verdict = decide(found.evidence)
+    assert verdict.masked == "inconclusive"
+    assert (verdict.robust.value or 0) < 0.3  # transfer from its own twin, and labels, are enough
+    assert not any(step["backwards"] for step in found.evidence.trail)
+
+
+def test_ones_own_loss_and_module_are_rungs(
+    models: Mapping[str, nn.Module], digits: DataSource, runtime: Runtime
+) -> None:
+    hidden = Around(models["plain"], "8 levels")
+    few = replace(QUICK, images=30)
+    _, by_loss = audited(hidden, digits, runtime, thoroughness=few, adaptive=margin)
+    _, by_module = audited(hidden, digits, runtime, thoroughness=few, adaptive=models["plain"])
+    for found, name in ((by_loss, "adaptive loss"), (by_module, "adaptive, through your module")):
+        assert name in [step["name"] for step in found.evidence.trail]
