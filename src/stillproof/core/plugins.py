@@ -44,6 +44,8 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "attention": "stillproof.core.feature_distillation:AttentionTransfer",
         "rkd": "stillproof.core.feature_distillation:RKD",
         "crd": "stillproof.core.feature_distillation:CRD",
+        "ard": "stillproof.evasion.hardening.ard:ARD",
+        "rslad": "stillproof.evasion.hardening.rslad:RSLAD",
     },
     "attack": {
         "fgsm": "stillproof.attacks.gradient:FGSM",

@@ -96,12 +96,24 @@ def training_stage(
     )
 
 
-def classifier_stage(what: str, *, data: Stage, model: Model, recipe: Recipe, seed: int, images: int) -> Stage:
+def classifier_stage(
+    what: str,
+    *,
+    data: Stage,
+    model: Model,
+    recipe: Recipe,
+    seed: int,
+    images: int,
+    objective: Objective | None = None,
+    passes: int = 3,
+) -> Stage:
     """The stage that brings a classifier along if it has weights, and trains it if not. Raises InputError."""
     model.identity()  # a missing file is an error now, not after an hour of other stages
     if model.is_trained:
         return stage(bring_classifier, f"look at {what}", data=data, model=model)
-    return training_stage(what, data=data, model=model, recipe=recipe, seed=seed, images=images)
+    return training_stage(
+        what, data=data, model=model, recipe=recipe, seed=seed, images=images, objective=objective, passes=passes
+    )
 
 
 @job(version=2)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -28,6 +29,14 @@ class DistillSettings(VerbSettings):
         "kd",
         description="Objective SPEC: kd?temperature=4&alpha=0.9, dkd, logit-std, fitnets, attention, rkd, crd.",
     )
+    defensive: bool = Field(
+        False, description="Distil defensively, teacher and student at --temperature. It hides gradients and no more."
+    )
+    temperature: float = Field(50.0, ge=1, description="Of the defensive distillation; papers have 20 to 100.")
+    robust: str | None = Field(
+        None,
+        description="Robust distillation by SPEC: rslad, ard?alpha=0.9. A teacher without weights is PGD-trained.",
+    )
     label_mode: Literal["cached", "online"] = Field(
         "cached",
         description="Teacher answers on the plain images, once, or on each augmented view (as features always are).",
@@ -39,32 +48,30 @@ def plan(settings: DistillSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Trains nothing. Raises InputError."""
     from stillproof.core.carving import data_stage
     from stillproof.core.classifiers import Model
-    from stillproof.core.feature_distillation import FeatureObjective
     from stillproof.core.noise import derive
     from stillproof.core.plan import Plan, stage
-    from stillproof.core.plugins import build
-    from stillproof.core.spec import Spec
     from stillproof.core.stages import answer_part, classifier_stage, distil, training_stage
     from stillproof.core.training import Recipe
 
     recipe, seed = Recipe.standard(settings.epochs), settings.seed
-    objective = build("objective", Spec.parse(settings.objective))
-    online = settings.label_mode == "online" or isinstance(objective, FeatureObjective)
+    way = _way(settings)
     data = data_stage(settings.data, settings.limit)
     sizes = data.sizes
     common: dict[str, Any] = {"data": data.stage, "recipe": recipe, "seed": seed, "images": sizes.training}
-    teacher = classifier_stage("the teacher", model=Model(settings.teacher), **common)
+    teacher = classifier_stage(
+        "the teacher", model=Model(settings.teacher), objective=way.teacher, passes=way.teacher_passes, **common
+    )
     learning = derive(seed, "student")  # a student does not begin with its teacher's weights
     alone = training_stage("the student alone", model=Model(settings.student), **common | {"seed": learning})
     student = stage(
         distil,
         "distil the student",
-        passes=sizes.training * (4 if online else 3) * settings.epochs,
+        passes=sizes.training * way.passes * settings.epochs,
         teacher=teacher,
         data=data.stage,
         model=Model(settings.student),
-        objective=objective,
-        online=online,
+        objective=way.objective,
+        online=way.online,
         recipe=recipe,
         seed=learning,
     )
@@ -75,6 +82,46 @@ def plan(settings: DistillSettings, runtime: Runtime) -> Plan:
             answer_part, f"measure the {name}", passes=sizes.test, classifier=classifier, data=data.stage, part="test"
         )
     return Plan(outputs, runtime)
+
+
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """How a student is distilled: its objective, and its teacher's if that is trained first; passes an image."""
+
+    objective: Any
+    online: bool
+    passes: int
+    teacher: Any = None
+    teacher_passes: int = 3
+
+
+def _way(settings: DistillSettings) -> _Way:
+    """What the settings ask for. Raises InputError where they contradict each other."""
+    from stillproof.core.feature_distillation import FeatureObjective
+    from stillproof.core.plugins import build
+    from stillproof.core.spec import Spec
+    from stillproof.errors import InputError
+
+    asked = {"objective": settings.objective != "kd", "robust": settings.robust, "defensive": settings.defensive}
+    chosen = [f"--{name}" for name, is_asked in asked.items() if is_asked]
+    if len(chosen) > 1:
+        raise InputError(f"{' and '.join(chosen)} contradict each other.", "Give one of them.")
+    if settings.defensive:
+        from stillproof.evasion.hardening.defensive_distillation import AtTemperature, SoftLabels
+
+        temperature = settings.temperature
+        return _Way(SoftLabels(temperature=temperature), False, 3, AtTemperature(temperature=temperature))
+    objective = build("objective", Spec.parse(settings.robust or settings.objective))
+    if settings.robust:
+        from stillproof.evasion.hardening.adversarial_training import AdversarialTraining
+        from stillproof.evasion.hardening.inner import Inner
+
+        if not isinstance(objective, Inner):
+            raise InputError(f"{settings.robust!r} is no robust distillation.", "Use rslad or ard.")
+        training = AdversarialTraining(threat=objective.threat)
+        return _Way(objective, True, 3 * (objective.steps + 2) + 1, training, 3 * (training.steps + 1))
+    online = settings.label_mode == "online" or isinstance(objective, FeatureObjective)
+    return _Way(objective, online, 4 if online else 3)
 
 
 def conclude(settings: DistillSettings, values: Mapping[str, Artefact]) -> Result:
@@ -114,6 +161,7 @@ def conclude(settings: DistillSettings, values: Mapping[str, Artefact]) -> Resul
         verb="distill",
         status="pass",
         summary=f"the student reaches {rows[1][1].value:.1%} test accuracy, {rows[2][1].value:.1%} without a teacher.",
+        notes=_notes(settings),
         tables=[
             Table(
                 title="Teacher and student",
@@ -125,6 +173,17 @@ def conclude(settings: DistillSettings, values: Mapping[str, Artefact]) -> Resul
         ],
         settings=settings_as_json(settings),
     )
+
+
+def _notes(settings: DistillSettings) -> list[str]:
+    if settings.defensive:
+        return [
+            "Defensive distillation hides gradients and removes no adversarial example: "
+            "`stillproof audit --model …/student.safetensors` shows what it is worth."
+        ]
+    if settings.robust:
+        return ["How robust the student is, `stillproof audit --model …/student.safetensors` measures."]
+    return []
 
 
 def models(_settings: DistillSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
