@@ -33,13 +33,16 @@ from stillproof.core import faults
 from stillproof.core.files import write_atomically
 from stillproof.core.images import batches
 from stillproof.core.runtime import Runtime
-from stillproof.errors import InputError, StoreError, reason
+from stillproof.errors import BudgetExceeded, InputError, StoreError, reason
 
 Kind = Literal["one step", "deployed", "white box", "gradient-free", "transfer", "adaptive"]
 """What a rung sees. deployed: the gradient of the output as it is served, which is what can be masked."""
 
 CHUNK = 256
 """Images between two looks at the budget."""
+
+SMALL_CHUNK = 16
+"""The same for a black box: what it was asked about a chunk that its budget ended is lost."""
 
 TOLERANCE = 1e-6
 """Of a distance that a nearest-image attack found, over epsilon: what rounding may add."""
@@ -309,13 +312,19 @@ class Climb:
         if rung.few:
             step.left_out = max(0, len(rows) - self.effort.patient)
             rows = rows[: self.effort.patient]
-        for part in batches(len(rows), CHUNK):
+        size = CHUNK if isinstance(self.classifier, nn.Module) else SMALL_CHUNK
+        for part in batches(len(rows), size):
             chunk = rows[part]
             if step.ran and self._is_spent(ladder, began, step):
                 ladder.ended_by_budget = True
                 step.why += f"; the budget ended it after {step.asked} of {len(rows)} images"
                 break
-            found = self._attack(rung, chunk)
+            try:
+                found = self._attack(rung, chunk)
+            except BudgetExceeded as error:  # of a black box, whose queries are its own count
+                ladder.ended_by_budget = True
+                step.why += f"; after {step.asked} of {len(rows)} images: {error.what}"
+                break
             fell = found.success & (found.distance <= self.threat.epsilon + TOLERANCE)
             outcome[chunk] = fell.to(torch.int8)
             ladder.distance[chunk] = torch.where(

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from stillproof.attacks.frozen import Classifier
 from stillproof.attacks.threats import parse_threat
 from stillproof.core.carving import carve
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, job
-from stillproof.core.plugins import code_identity, user_code
+from stillproof.core.plugins import call_with_options, code_identity, user_code
 from stillproof.core.spec import Spec
 from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
-from stillproof.errors import InputError
+from stillproof.errors import BudgetExceeded, InputError
 from stillproof.evasion.auditing import Audited, Thoroughness, audit
 from stillproof.evasion.escalation import Budget
 from stillproof.evasion.indicators import Evidence
+from stillproof.serving.http import Endpoint, HttpClassifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,13 +41,16 @@ class Adaptive:
         """Changes whenever the file with the factory does."""
         return None if self.spec is None else f"{self.spec} {code_identity(Spec.parse(self.spec))}"
 
+    def check(self) -> None:
+        """Raise InputError for what names no factory."""
+        if self.spec is not None and not Spec.parse(self.spec).runs_code:
+            raise InputError(f"{self.spec!r} is no adaptive attack.", "Name a factory: package.module:factory.")
+
     def build(self, classifier: nn.Module) -> object:
         """An attack, a loss, or a module to climb through. Raises InputError."""
         if self.spec is None:
             return None
         spec = Spec.parse(self.spec)
-        if not spec.runs_code:
-            raise InputError(f"{self.spec!r} is no adaptive attack.", "Name a factory: package.module:factory.")
         try:
             return user_code(spec)(classifier)
         except Exception as error:  # the user's code may do anything
@@ -79,8 +85,7 @@ def audit_classifier(
     seed: int,
 ) -> Artefact:
     """All that `Evidence` holds, of the first test images. scale: factor on the logits, to plant a masked twin."""
-    test = carve(data).test
-    test = test.subset(torch.arange(min(thoroughness.images, len(test))))
+    test = _tested(data, thoroughness)
     model = classifier_of(classifier, context)
     model = model if scale == 1 else Scaled(model, scale).eval()
     audited = audit(
@@ -100,6 +105,99 @@ def audit_classifier(
         advance=context.advance,
     )
     return _artefact(audited, test)
+
+
+@dataclass(frozen=True, slots=True)
+class BlackBox:
+    """What only answers: an endpoint (`http://…`), or a `module:factory` whose product is called with images."""
+
+    spec: str
+    queries: int | None = None
+
+    @property
+    def code(self) -> str | None:
+        """What runs code."""
+        return self.spec if Spec.parse(self.spec).runs_code else None
+
+    def identity(self) -> Mapping[str, object]:
+        """The place, and the code that is found there; what stands behind an endpoint is not known."""
+        spec = Spec.parse(self.spec)
+        found = {"spec": self.spec, "queries": self.queries}
+        return found | ({"code": code_identity(spec)} if spec.runs_code else {})
+
+    def check(self) -> None:
+        """Raise InputError for what is neither."""
+        spec = Spec.parse(self.spec)
+        if not spec.runs_code:
+            Endpoint.parse(self.spec)
+
+    def open(self) -> Asked:
+        """Ready to be asked. Raises InputError."""
+        spec = Spec.parse(self.spec)
+        if not spec.runs_code:
+            return Asked(HttpClassifier(Endpoint.parse(self.spec), budget=self.queries), None)
+        made = call_with_options(user_code(spec), spec)
+        if not callable(made):
+            raise InputError(f"{spec.name} returned {type(made).__name__}.", "A factory returns something to call.")
+        return Asked(made, self.queries)
+
+
+class Asked:
+    """A black box as attacks ask it: it counts, and never gives more answers than its budget, if it has one."""
+
+    def __init__(self, answer: Classifier, budget: int | None) -> None:
+        self.answer, self.budget = answer, budget
+        self._queries = 0
+
+    @property
+    def queries(self) -> int:
+        """Images asked about so far."""
+        return self.answer.queries if isinstance(self.answer, HttpClassifier) else self._queries
+
+    def __call__(self, images: Tensor) -> Tensor:
+        if self.budget is not None and self._queries + len(images) > self.budget:
+            raise BudgetExceeded(f"{self._queries} of {self.budget} queries are spent.", "Raise the budget of queries.")
+        self._queries += len(images)
+        with torch.no_grad():
+            return self.answer(images.contiguous())
+
+
+@job(version=1)
+def audit_black_box(
+    context: Context,
+    data: Artefact,
+    twin: Artefact | None = None,
+    *,
+    box: BlackBox,
+    threat: str,
+    thoroughness: Thoroughness,
+    budget: Budget,
+    seed: int,
+) -> Artefact:
+    """The same of what only answers: attacks without gradients, and transfer."""
+    test = _tested(data, thoroughness)
+    asked = box.open()
+    audited = audit(
+        asked,
+        as_float(test.images),
+        test.known_labels(),
+        parse_threat(threat),
+        classes=len(test.classes),
+        thoroughness=thoroughness,
+        budget=budget,
+        twins=[] if twin is None else [classifier_of(twin, context)],
+        runtime=context.runtime,
+        seed=seed,
+        checkpoint=context.checkpoint,
+        advance=context.advance,
+    )
+    made = _artefact(audited, test)
+    return replace(made, cost=Cost(queries=asked.queries))
+
+
+def _tested(data: Artefact, thoroughness: Thoroughness) -> ImageSet:
+    test = carve(data).test
+    return test.subset(torch.arange(min(thoroughness.images, len(test))))
 
 
 def _artefact(audited: Audited, test: ImageSet) -> Artefact:

@@ -39,6 +39,12 @@ class AuditSettings(VerbSettings):
     threat: str = Field("linf:8/255", description="What an attacker may change: linf:8/255, l2:0.5.")
     images: int = Field(1000, ge=2, description=f"Test images that are attacked. {BY_PROFILE}")
     bar: float = Field(0.3, ge=0, le=1, description="Worst-case robust accuracy that is asked for (SP-E1).")
+    black_box: bool = Field(
+        False,
+        description="Ask the model only: it is http://HOST/PATH?format=npz&rate=20, or a module:factory that returns "
+        "anything that answers images with logits or labels.",
+    )
+    queries: int | None = Field(None, ge=1, description="Images that a black box is asked about at the most.")
     budget: str | None = Field(None, description="Where the ladder stops at the latest: 10min, 90s, 200000 (passes).")
     twin: str = Field(
         "auto",
@@ -55,6 +61,11 @@ class AuditSettings(VerbSettings):
     )
     epochs: int = Field(12, ge=1, description=f"Epochs of what is trained first. {BY_PROFILE}")
 
+    @property
+    def is_black_box(self) -> bool:
+        """Whether nothing but answers is to be had."""
+        return self.black_box or self.model.startswith(("http://", "https://"))
+
 
 def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Trains nothing. Raises InputError."""
@@ -65,18 +76,18 @@ def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
     from stillproof.core.plan import Plan, stage
     from stillproof.core.stages import classifier_stage, training_stage
     from stillproof.core.training import Recipe
-    from stillproof.evasion.stages import Adaptive, audit_classifier
+    from stillproof.errors import InputError
+    from stillproof.evasion.stages import Adaptive, BlackBox, audit_black_box, audit_classifier
 
     parse_threat(settings.threat)
     data = data_stage(settings.data, settings.limit)
-    recipe, model = Recipe.standard(settings.epochs), Model(settings.model)
+    recipe = Recipe.standard(settings.epochs)
     common: dict[str, Any] = {"data": data.stage, "recipe": recipe, "images": data.sizes.training}
-    classifier = classifier_stage("the model", model=model, seed=settings.seed, **common)
-    outputs: dict[str, Stage] = {"data": data.stage, "model": classifier}
+    outputs: dict[str, Stage] = {"data": data.stage}
     inputs: dict[str, Any] = {"data": data.stage}
     twin = None
     if settings.twin != "none" or settings.self_test:
-        architecture = _twin_of(settings, model)
+        architecture = _twin_of(settings)
         twin = training_stage("the twin", model=architecture, seed=derive(settings.seed, "twin"), **common)
     if twin is not None and settings.twin != "none":
         inputs["twin"] = twin
@@ -84,9 +95,22 @@ def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
         "threat": settings.threat,
         "thoroughness": thoroughness(settings),
         "budget": parse_budget(settings.budget),
-        "adaptive": Adaptive(settings.adaptive),
         "seed": settings.seed,
     }
+    if settings.is_black_box:
+        if settings.adaptive or settings.self_test:
+            raise InputError(
+                "a black box shows no gradient to climb, and no logits to multiply.",
+                "Leave --adaptive and --self-test out, or give the model itself.",
+            )
+        box = BlackBox(settings.model, settings.queries)
+        box.check()
+        outputs["model/audit"] = stage(audit_black_box, "audit the black box", box=box, **inputs, **given)
+        return Plan(outputs, runtime)
+    given["adaptive"] = Adaptive(settings.adaptive)
+    given["adaptive"].check()
+    classifier = classifier_stage("the model", model=Model(settings.model), seed=settings.seed, **common)
+    outputs["model"] = classifier
     subjects = {"model": (classifier, 1.0)}
     if settings.self_test and twin is not None:
         subjects |= {"masked twin": (classifier, PLANTED_SCALE), "clean twin": (twin, 1.0)}
@@ -97,11 +121,14 @@ def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
     return Plan(outputs, runtime)
 
 
-def _twin_of(settings: AuditSettings, model: Any) -> Any:
+def _twin_of(settings: AuditSettings) -> Any:
     from stillproof.core.classifiers import Model
 
     if settings.twin not in ("auto", "none"):
         return Model(settings.twin)
+    if settings.is_black_box:
+        return Model("zoo:resnet18?width=16")
+    model = Model(settings.model)
     return model.untrained if model.architecture.scheme == "zoo" else Model("zoo:resnet18?width=16")
 
 
@@ -170,7 +197,7 @@ def conclude(settings: AuditSettings, values: Mapping[str, Artefact]) -> Result:
 
 def models(_settings: AuditSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
     """The classifier that was audited."""
-    return {"model": values["model"]}
+    return {"model": values["model"]} if "model" in values else {}
 
 
 AUDIT = Verb("audit", AuditSettings, plan, conclude, models)

@@ -1,0 +1,93 @@
+"""`stillproof audit`, as the command line runs it, on digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from torch import Tensor, nn
+
+import stillproof
+from stillproof.errors import InputError
+from stillproof.findings import Result
+from stillproof.runs.options import RunOptions
+from stillproof.verbs.audit import AuditSettings, parse_budget, plan
+
+SETTINGS = {"data": "digits", "profile": "smoke", "epochs": 6, "images": 60, "threat": "linf:0.1"}
+
+
+def audited(tmp_path: Path, **settings: object) -> Result:
+    options = RunOptions(runs=tmp_path / "runs", store=str(tmp_path / "store"))
+    return stillproof.run("audit", options, **{"model": "zoo:cnn?width=8", **SETTINGS, **settings})
+
+
+def test_the_self_test_tells_the_planted_twins_apart(tmp_path: Path) -> None:
+    result = audited(tmp_path, self_test=True)
+    assert not result.notes
+    table = result.tables[0]
+    said = {row[0]: row[2] for row in table.rows}
+    assert said == {"model": "no", "masked twin": "yes", "clean twin": "no"}
+    statuses = {finding.rule: finding.status for finding in result.findings}
+    assert statuses["SP-E2"] == "pass"
+    assert statuses["SP-E1"] == "fail"  # an undefended classifier
+    assert {curve.title for curve in result.curves} >= {"The ladder", "Accuracy against epsilon"}
+    assert result.images
+    curve = next(curve for curve in result.curves if curve.title == "Accuracy against epsilon")
+    assert curve.series[0].y[-1] == 0
+    page = next((tmp_path / "runs").glob("*/report.html")).read_text()
+    assert "The red team" in page
+
+
+class Box:
+    """Answers with labels; it is no module."""
+
+    def __init__(self, classes: int) -> None:
+        self.classes = classes
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return (images.mean((1, 2, 3)) * 50).long() % self.classes
+
+
+def box(classes: int = 10) -> Box:
+    return Box(classes)
+
+
+def twice(classifier: nn.Module) -> nn.Module:
+    return classifier
+
+
+def test_a_black_box_has_a_budget_of_queries(tmp_path: Path) -> None:
+    settings = {"model": f"{__name__}:box", "black_box": True, "twin": "none", "queries": 2000}
+    result = audited(tmp_path, **settings)
+    assert 0 < result.cost.queries <= 2000
+    assert next(finding for finding in result.findings if finding.rule == "SP-E2").status == "inconclusive"
+
+
+def test_an_adaptive_attack_is_a_rung(tmp_path: Path) -> None:
+    result = audited(tmp_path, adaptive=f"{__name__}:twice", images=20)
+    ladder = next(table for table in result.tables if table.title == "The ladder")
+    assert "adaptive, through your module" in [row[0] for row in ladder.rows]
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"threat": "l7:1"}, "no threat"),
+        ({"budget": "soon"}, "no budget"),
+        ({"adaptive": "not-a-factory"}, "no adaptive attack"),
+        ({"model": "http://host/x", "adaptive": "a:b"}, "black box"),
+        ({"model": "http://host/x", "self_test": True}, "black box"),
+        ({"model": "zoo:cnn", "black_box": True}, "no endpoint"),
+    ],
+)
+def test_bad_settings_are_refused_before_anything_runs(settings: dict[str, object], match: str) -> None:
+    given = AuditSettings(**{"model": "zoo:cnn?width=8", **SETTINGS, **settings})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=match):
+        plan(given.resolved(), stillproof.Runtime.choose())
+
+
+def test_budgets_are_read() -> None:
+    assert parse_budget("10min").seconds == 600
+    assert parse_budget("90s").seconds == 90
+    assert parse_budget("2000").passes == 2000
+    assert parse_budget(None) == parse_budget(None)
