@@ -6,7 +6,7 @@ names a checkout of the original AutoAttack, its APGD runs too.
 
 Every contestant gets the same images and labels and gives images back; what is adversarial is then judged in fp32 on
 the original classifier, and distances are measured, by one function for all. Contestants take turns, in an order that
-rotates, three times; times are medians. All in one process.
+rotates, three times (STILLPROOF_ROUNDS); times are medians. All in one process.
 
 - ball: PGD-40 and APGD-100, Linf 8/255, 500 images, three classifiers.
 - minimal: FMN and DDN, 100 steps; C&W at 5 x 200. patient: C&W at 9 x 1000. 100 images.
@@ -45,7 +45,7 @@ from stillproof.core.runtime import Runtime
 
 EPSILON, STEP = 8 / 255, 2 / 255
 IMAGES, FEW = 500, 100
-ROUNDS = 3
+ROUNDS = int(os.environ.get("STILLPROOF_ROUNDS", "3"))
 
 Contestant = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """(classifier, images, labels) -> adversarial images."""
@@ -253,7 +253,7 @@ def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str]) ->
             entry: {**strength[entry], "seconds": round(medians[entry], 2), "all": [round(t, 2) for t in times[entry]]}
             for entry in entries
         }
-        record("attacks", **{f"{contest.name}, {name}": table})
+        record("attacks", **{f"{contest.name}, {name}": {"images": len(images), "rounds": ROUNDS, **table}})
 
 
 def bare_passes(model: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime, steps: int) -> float:

@@ -1,6 +1,6 @@
 """Every model of the zoo after a smoke training on CIFAR-10: parameters and accuracy.
 
-The smoke profile's training: 2 epochs by the standard recipe, on the training part of 5 000 images; three seeds;
+The smoke profile's training: 2 epochs by the standard recipe, on the training part of 5 000 images; one seed;
 accuracy on 5 000 test images. That a model trains at all is what this shows, not what it can reach.
 `python benchmarks/zoo.py [NAME ...]`
 """
@@ -28,7 +28,7 @@ SHAPE, CLASSES = (3, 32, 32), 10
 
 
 def main() -> None:
-    """Train each, three times."""
+    """Train each."""
     place = cifar10()
     if not place:
         sys.exit("left out: the zoo's accuracy needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")

@@ -163,17 +163,12 @@ class _Loop:
         runtime.place(student)
         trained = nn.ModuleList([student, *([objective] if isinstance(objective, nn.Module) else [])])
         self.trained = trained
-        groups = _parameter_groups(trained, recipe)
-        optimiser: torch.optim.Optimizer = (
-            torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
-            if recipe.orthogonal_rate is None
-            else NesterovMuon(groups, momentum=recipe.momentum)
-        )
+        optimiser = optimiser_for(trained, recipe)
         self.steps = recipe.steps(len(images))
         total = recipe.epochs * self.steps + 1
         self.schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser,
-            [group["lr"] for group in groups],
+            [group["lr"] for group in optimiser.param_groups],
             total_steps=total,
             pct_start=max(recipe.warm_up, 1.5 / total),  # OneCycleLR divides by zero where it warms up for one step
             anneal_strategy="cos" if recipe.anneal == "cosine" else "linear",
@@ -302,6 +297,14 @@ def freely(student: nn.Module) -> Callable[[Tensor], Tensor]:
         return logits.float()
 
     return answers
+
+
+def optimiser_for(trained: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """The optimiser of a recipe, at its peak rates. Raises InputError where there is nothing to train."""
+    groups = _parameter_groups(trained, recipe)
+    if recipe.orthogonal_rate is None:
+        return torch.optim.SGD(groups, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+    return NesterovMuon(groups, momentum=recipe.momentum)
 
 
 def _parameter_groups(trained: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
