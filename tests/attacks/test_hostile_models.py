@@ -14,7 +14,7 @@ from stillproof.attacks.square import Square
 from stillproof.attacks.threats import L2, Linf
 from stillproof.errors import InputError
 
-from .test_all_attacks import ATTACKS, BF16, EVERY, FP32, case
+from .test_all_attacks import BF16, EVERY, FP32, case
 
 
 class Gamma(nn.Module):
@@ -207,4 +207,3 @@ def test_square_moves_the_mass_of_each_channel_into_the_same_channel() -> None:
     found = Square(threat=L2(0.5), queries=200)(model, images, labels, runtime=FP32)
     assert (found.distance <= 0.5 + 1e-5).all()
     assert found.success.float().mean() > 0.5
-    assert len(ATTACKS) == 15

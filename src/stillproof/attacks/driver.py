@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from stillproof.attacks.frozen import Classifier, Frozen, Slope, asked, frozen
 from stillproof.attacks.record import AttackResult, Record, Task
+from stillproof.attacks.threats import Ball
 from stillproof.core.images import check_images
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
@@ -29,7 +30,7 @@ class State:
         """Forget the images that are not in `rows`."""
         for field in fields(self):
             value = getattr(self, field.name)
-            if isinstance(value, Tensor | Task):
+            if isinstance(value, Tensor | Task | Ball):
                 setattr(self, field.name, value[rows])
 
 
@@ -109,9 +110,8 @@ def in_batches(
     images = task.origin
     _check(task)
     if not len(images):
-        nothing = torch.zeros(0, dtype=torch.int64)
-        return AttackResult(images, nothing.bool(), nothing.float(), nothing, nothing, nothing, nothing)
-    parts: list[AttackResult] = []
+        return AttackResult.of(images)
+    whole = AttackResult.of(images)
     with ExitStack() as prepared:
         if isinstance(classifier, nn.Module):
             model = prepared.enter_context(frozen(classifier, images, runtime))
@@ -131,9 +131,10 @@ def in_batches(
                     raise
                 batch_size = max(1, min(batch_size, len(images) - start) // 2)
                 continue
-            parts.append(AttackResult(*(getattr(found, name).cpu().contiguous() for name in AttackResult.__slots__)))
+            for name in AttackResult.__slots__:
+                getattr(whole, name)[rows] = getattr(found, name).cpu()
             start += batch_size
-    return AttackResult.join(parts)
+    return whole
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +62,8 @@ class Frozen:
     folded: int = 0
     is_random: bool = False
     draws: int = 1
+    needs_two: bool = False
+    """Whether it fails on a single image, and is asked about it twice."""
 
     @property
     def is_rounded(self) -> bool:
@@ -83,16 +85,16 @@ class Frozen:
     def answer(self, images: Tensor) -> Tensor:
         """Logits of the fast copy, (n, K), float32."""
         with torch.no_grad(), self.runtime.autocast():
-            logits: Tensor = self.fast(self._laid_out(images))
+            logits = self._said(self.fast, images)
         return logits.float()
 
     def judge(self, images: Tensor) -> Tensor:
         """Logits of the original in fp32, (n, K)."""
         kind = torch.device(self.runtime.device).type
         with torch.no_grad(), torch.autocast(kind, enabled=False), _full_fp32(kind):
-            logits: Tensor = self.exact(self._laid_out(images))
+            logits = self._said(self.exact, images)
             if self.draws > 1:
-                others = [self.exact(self._laid_out(images)) for _ in range(self.draws - 1)]
+                others = [self._said(self.exact, images) for _ in range(self.draws - 1)]
                 logits = torch.stack([logits, *others]).mean(0)
         return logits.float()
 
@@ -115,7 +117,7 @@ class Frozen:
         probe = images.detach().requires_grad_()
         with torch.enable_grad():
             with self.runtime.autocast():
-                logits = self.fast(self._laid_out(probe))
+                logits = self._said(self.fast, probe)
             logits = logits.float()
             value = loss(logits)
             gradient = None
@@ -127,9 +129,11 @@ class Frozen:
         gradient = gradient.nan_to_num_(nan=0.0, posinf=STEEPEST, neginf=-STEEPEST)
         return Slope(logits.detach(), value.detach(), gradient)
 
-    def _laid_out(self, images: Tensor) -> Tensor:
-        """A copy, as a model may change its input in place."""
-        return images.clone(memory_format=self.runtime.memory_format)
+    def _said(self, model: Classifier, images: Tensor) -> Tensor:
+        """Its answers about a copy of the images, as a model may change its input in place."""
+        if self.needs_two and len(images) == 1:
+            return model(images.repeat(2, 1, 1, 1))[:1]
+        return model(images.clone(memory_format=self.runtime.memory_format))
 
 
 @contextmanager
@@ -168,7 +172,9 @@ def asked(answer: Classifier, classes: int, runtime: Runtime) -> Frozen:
         if found.ndim != 1:
             return found.to(images.device)
         labels = found.to(images.device, torch.int64)
-        known = max(classes, int(labels.max()) + 1)
+        known = max(2, classes, int(labels.max()) + 1)
+        if bool((labels < 0).any()):  # a refusal to name one is a class of its own
+            labels, known = torch.where(labels < 0, known, labels), known + 1
         return (labels[:, None] == torch.arange(known, device=images.device)).float()
 
     return Frozen(logits, logits, replace(runtime, precision="fp32"))
@@ -186,38 +192,43 @@ def _prepared(classifier: nn.Module, probe: Tensor, runtime: Runtime) -> Frozen:
     full = replace(runtime, precision="fp32")
     plain = Frozen(classifier, classifier, full)
     try:
+        plain.judge(probe[:1])
+    except Exception:  # whatever the user's module raises
+        plain = replace(plain, needs_two=True)
+    try:
         expected = plain.judge(probe)
-    except Exception as error:  # whatever the user's module raises
+    except Exception as error:
         raise InputError(
             f"the classifier fails on images of shape {tuple(probe.shape)}: {type(error).__name__}: {error}",
             "It must take float32 images of that shape and return logits, (n, K).",
         ) from error
     if not torch.equal(expected, plain.judge(probe)):
         return replace(plain, is_random=True)  # nothing can be compared with it
-    made = _copied(classifier, expected, probe, full, fold=True) or _copied(classifier, expected, probe, full)
+    made = _copied(plain, expected, probe, full, fold=True) or _copied(plain, expected, probe, full)
     if made is None:
         return plain
     copy, folded = made
     if runtime.precision == "bf16":
-        narrow = _copied(copy, expected, probe, runtime)
+        narrow = _copied(replace(plain, fast=copy), expected, probe, runtime)
         if narrow is not None:
-            return Frozen(classifier, narrow[0], runtime, folded)
-    return Frozen(classifier, copy, full, folded) if folded else plain
+            return replace(plain, fast=narrow[0], runtime=runtime, folded=folded)
+    return replace(plain, fast=copy, folded=folded) if folded else plain
 
 
 def _copied(
-    classifier: nn.Module, expected: Tensor, probe: Tensor, runtime: Runtime, *, fold: bool = False
+    plain: Frozen, expected: Tensor, probe: Tensor, runtime: Runtime, *, fold: bool = False
 ) -> tuple[nn.Module, int] | None:
-    """A copy in this precision, and how many norms were folded in it; None where it cannot be made, or does not answer
-    as expected."""
+    """A copy of what is climbed, in this precision, and how many norms were folded in it; None where it cannot be made,
+    or does not answer as expected."""
     try:
-        copy = deepcopy(classifier)
-        if _share(copy, classifier):
+        original = cast(nn.Module, plain.fast)
+        copy = deepcopy(original)
+        if _share(copy, original):
             return None
         folded = _fold(copy, probe) if fold else 0
         if runtime.precision == "bf16":
             _narrow(copy)
-        answers = Frozen(classifier, copy, runtime).answer(probe)
+        answers = replace(plain, fast=copy, runtime=runtime).answer(probe)
         tolerance = ROUNDING_TOLERANCE if runtime.precision == "bf16" else FOLDING_TOLERANCE
         return (copy, folded) if _agree(answers, expected, tolerance) else None
     except Exception:  # a module that cannot be copied, or whose copy does not run: it is attacked as it is

@@ -14,7 +14,7 @@ from stillproof.attacks.driver import State, climb
 from stillproof.attacks.frozen import Frozen, Slope
 from stillproof.attacks.losses import Loss, LossName, loss_of
 from stillproof.attacks.record import AttackResult, Record, Task
-from stillproof.attacks.threats import Linf, Threat, per_image
+from stillproof.attacks.threats import Ball, Linf, Threat, per_image
 from stillproof.core.noise import Noise, derive
 from stillproof.errors import InputError
 
@@ -69,7 +69,8 @@ class PGD(GradientAttack):
             left = task[rows]
             noise = Noise(derive(seed, "pgd", restart), left.ids, 0)
             start = self.threat.random_start(left.origin, noise) if self.random_start else left.origin
-            climb(model, record, _Ascent(left, start, self), rows, steps=self.steps, samples=self.samples)
+            search = _Ascent(left, start, self, self.threat.around(left.origin))
+            climb(model, record, search, rows, steps=self.steps, samples=self.samples)
         return record.result()
 
 
@@ -80,6 +81,7 @@ class _Ascent(State):
     task: Task
     current: Tensor
     settings: PGD
+    ball: Ball
 
     def ascended(self, logits: Tensor) -> Tensor:
         return loss_of(self.settings.loss)(logits, self.task.labels, self.task.target)
@@ -87,8 +89,7 @@ class _Ascent(State):
     def move(self, slope: Slope, adversarial: Tensor) -> None:  # noqa: ARG002
         threat = self.settings.threat
         length = self.settings.step * threat.epsilon
-        moved = torch.add(self.current, threat.steepest(slope.gradient), alpha=length)
-        self.current = threat.project(moved, self.task.origin)
+        self.current = self.ball.project_(torch.add(self.current, threat.steepest(slope.gradient), alpha=length))
 
 
 def perturbed(
@@ -105,11 +106,11 @@ def perturbed(
     loss: images -> the summed loss of a student that is being trained, in the caller's precision; step: as a share of
     epsilon.
     """
-    images = start
+    images, ball = start, threat.around(origin)
     for _ in range(steps):
         probe = images.detach().requires_grad_()
         (gradient,) = torch.autograd.grad(loss(probe), probe)
-        images = threat.project(images + step * threat.epsilon * threat.steepest(gradient), origin)
+        images = ball.project_(images + step * threat.epsilon * threat.steepest(gradient))
     return images.detach()
 
 
@@ -173,6 +174,7 @@ class _AutoAscent(State):
     task: Task
     towards: Tensor | None
     settings: APGD
+    ball: Ball
     current: Tensor
     previous: Tensor
     best: Tensor
@@ -194,6 +196,7 @@ class _AutoAscent(State):
             task=task,
             towards=towards,
             settings=settings,
+            ball=settings.threat.around(task.origin),
             current=start,
             previous=start,
             best=start,
@@ -242,11 +245,14 @@ class _AutoAscent(State):
         return _where(halved, self.best_gradient, gradient)
 
     def _step(self, gradient: Tensor) -> None:
-        threat, origin = self.settings.threat, self.task.origin
         share = MOMENTUM if self.number else 1.0
-        aimed = threat.project(self.current + per_image(self.length) * threat.steepest(gradient), origin)
-        moved = self.current + share * (aimed - self.current) + (1 - share) * (self.current - self.previous)
-        self.previous, self.current = self.current, threat.project(moved, origin)
+        step = per_image(self.length) * self.settings.threat.steepest(gradient)
+        # in place, and in the order of the authors' code: the result is theirs to the last bit
+        aimed = self.ball.project_(step.add_(self.current))
+        moved = aimed.sub_(self.current).mul_(share).add_(self.current)
+        if self.number:
+            moved += (self.current - self.previous).mul_(1 - share)
+        self.previous, self.current = self.current, self.ball.project_(moved)
 
 
 def _where(chosen: Tensor, images: Tensor, others: Tensor) -> Tensor:

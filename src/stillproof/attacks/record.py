@@ -47,11 +47,13 @@ class AttackResult:
     queries: Tensor
     first_success: Tensor
 
-    @staticmethod
-    def join(parts: list[AttackResult]) -> AttackResult:
-        """Batches put together again."""
-        names = AttackResult.__slots__
-        return AttackResult(*(torch.cat([getattr(part, name) for part in parts]) for name in names))
+    @classmethod
+    def of(cls, images: Tensor) -> AttackResult:
+        """Room for what is found of so many images, once: batches are written into it."""
+        n = len(images)
+        counts = [torch.zeros(n, dtype=torch.int64) for _ in range(4)]
+        room = torch.empty(images.shape, dtype=torch.float32)
+        return cls(room, torch.zeros(n, dtype=torch.bool), torch.zeros(n), *counts)
 
 
 @dataclass(frozen=True, slots=True)

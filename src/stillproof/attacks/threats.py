@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,12 +28,26 @@ class Norm(Protocol):
         """What a change of length 1 gains at the most, (n,)."""
 
 
+@runtime_checkable
+class Ball(Protocol):
+    """The images that a threat allows around others, of [0, 1]; computed once for a search."""
+
+    def project_(self, images: Tensor) -> Tensor:
+        """The nearest images within, in place."""
+
+    def __getitem__(self, rows: Tensor) -> Ball:
+        """The balls around some of the images."""
+
+
 class Threat(Norm, Protocol):
     """A ball in pixel space. Images are float32 in [0, 1], (n, C, H, W)."""
 
     @property
     def epsilon(self) -> float:
         """The radius."""
+
+    def around(self, origin: Tensor) -> Ball:
+        """The balls around these images."""
 
     def project(self, images: Tensor, origin: Tensor) -> Tensor:
         """The nearest images within the ball around `origin` and within [0, 1]."""
@@ -46,6 +60,33 @@ class Threat(Norm, Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class _Box:
+    low: Tensor
+    high: Tensor
+
+    def project_(self, images: Tensor) -> Tensor:
+        return images.clamp_(self.low, self.high)
+
+    def __getitem__(self, rows: Tensor) -> _Box:
+        return _Box(self.low[rows], self.high[rows])
+
+
+@dataclass(frozen=True, slots=True)
+class _Sphere:
+    origin: Tensor
+    threat: L2
+
+    def project_(self, images: Tensor) -> Tensor:
+        change = images.sub_(self.origin)
+        radius = torch.full((len(change),), self.threat.epsilon, device=change.device)
+        # the cut to [0, 1] moves pixels towards the origin, so it cannot leave the ball
+        return self.threat.cut(change, radius).add_(self.origin).clamp_(0, 1)
+
+    def __getitem__(self, rows: Tensor) -> _Sphere:
+        return _Sphere(self.origin[rows], self.threat)
+
+
+@dataclass(frozen=True, slots=True)
 class Linf:
     """No pixel changes by more than epsilon."""
 
@@ -54,8 +95,11 @@ class Linf:
     def __post_init__(self) -> None:
         _check(self.epsilon)
 
+    def around(self, origin: Tensor) -> Ball:
+        return _Box((origin - self.epsilon).clamp_(min=0), (origin + self.epsilon).clamp_(max=1))
+
     def project(self, images: Tensor, origin: Tensor) -> Tensor:
-        return torch.clamp(images, origin - self.epsilon, origin + self.epsilon).clamp_(0, 1)
+        return self.around(origin).project_(images.clone())
 
     def random_start(self, origin: Tensor, noise: Noise) -> Tensor:
         shift = noise.uniform(tuple(origin.shape[1:]), stream="start") * 2 - 1
@@ -83,11 +127,11 @@ class L2:
     def __post_init__(self) -> None:
         _check(self.epsilon)
 
+    def around(self, origin: Tensor) -> Ball:
+        return _Sphere(origin, self)
+
     def project(self, images: Tensor, origin: Tensor) -> Tensor:
-        change = images - origin
-        radius = torch.full((len(change),), self.epsilon, device=change.device)
-        # the cut to [0, 1] moves pixels towards the origin, so it cannot leave the ball
-        return (origin + self.cut(change, radius)).clamp_(0, 1)
+        return self.around(origin).project_(images.clone())
 
     def random_start(self, origin: Tensor, noise: Noise) -> Tensor:
         direction = noise.normal(tuple(origin.shape[1:]), stream="direction")

@@ -211,13 +211,15 @@ def look(classifier: nn.Module, images: Tensor) -> DoorFacts:
     return DoorFacts(
         classes=first.shape[1],
         finite=bool(first.isfinite().all()),
-        outputs=_kind_of_output(first),
+        outputs=kind_of_output(first),
         deterministic=bool(torch.allclose(first, again, rtol=1e-4, atol=1e-5, equal_nan=True)),
         differentiable=differentiable,
     )
 
 
-def _kind_of_output(output: Tensor) -> Outputs:
+def kind_of_output(output: Tensor) -> Outputs:
+    """Whether a classifier's answers, (n, K), are logits, probabilities, or the logarithms of such."""
+
     def are_probabilities(rows: Tensor) -> bool:
         sums = rows.sum(dim=1)
         return bool((rows >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-5))

@@ -2,7 +2,7 @@
 
 `STILLPROOF_KILL_AT=stage:3` sends SIGKILL to the process at the third pass through the point `stage`.
 The points: `stage` (a stage is finished), `training` (a checkpoint is written), `artefact` (one is half
-written), `report` (it is half written).
+written), `report` (it is half written), `rung` (an attack of an audit is done).
 """
 
 from __future__ import annotations

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +12,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stillproof.attacks.frozen import Classifier
+from stillproof.attacks.frozen import Classifier, frozen
 from stillproof.attacks.gradient import APGD
-from stillproof.attacks.inner_logits import inner_logits
-from stillproof.attacks.straight_through import StraightThrough
+from stillproof.attacks.straight_through import way_through
 from stillproof.attacks.threats import L2, Linf
 from stillproof.core.noise import derive
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
 from stillproof.evasion.binarisation import Binarised, binarisation_test
-from stillproof.evasion.escalation import Budget, Climb, Effort, Ladder, begin, rungs
+from stillproof.evasion.escalation import Budget, Climb, Effort, Ladder, begin, restore, rungs
 from stillproof.evasion.examination import First, examine, first_look
 from stillproof.evasion.indicators import REPEAT_TOLERANCE, Evidence
 
@@ -80,48 +80,85 @@ def audit(
         raise InputError("there is no image to audit.", "Give 1 or more.")
     known = classes or int(labels.max()) + 1
     module = classifier if isinstance(classifier, nn.Module) else None
-    first = first_look(classifier, images, labels, runtime, samples=1, classes=known)
-    samples = EOT_SAMPLES if bool((first.repeats > REPEAT_TOLERANCE).any()) else 1
-    if samples > 1:
-        first = first_look(classifier, images, labels, runtime, samples=samples, classes=known)
-    right = first.logits.argmax(1) == labels
-    dead = (first.ce == 0) & (first.margin == 0)
-    ladder = begin(right, dead if module is not None else torch.zeros_like(right))
-    steps = rungs(
-        classifier,
-        images[:4],
-        threat,
-        how.effort,
-        samples=samples,
-        differentiable=not bool(ladder.dead.any()),
-        twins=twins,
-        adaptive=adaptive,
-    )
-    climb = Climb(
-        classifier, images, labels, threat, runtime, how.effort, seed, budget or Budget(), checkpoint, advance
-    )
-    climb.go(ladder, list(steps))
-    rows = right.nonzero()[: how.close, 0]
-    close: Mapping[str, Tensor] = {}
-    tested = Binarised(torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool))
-    if module is not None and len(rows) and not ladder.ended_by_budget:
-        through = StraightThrough(inner_logits(module, images[:4])) if bool(ladder.dead[rows].any()) else None
-        few, theirs = images[rows], labels[rows]
-        common: dict[str, Any] = {"samples": samples, "seed": derive(seed, "closely"), "through": through}
-        close = examine(module, few, theirs, threat, runtime, steps=max(1, how.effort.apgd // 2), **common)
-        attack = APGD(threat=threat, steps=how.effort.apgd, loss="margin", samples=samples)
-        posed = images[rows[: how.problems]]
-        tested = binarisation_test(
-            module, posed, attack, threat, runtime, points=how.points, seed=seed, through=through is not None
+    with ExitStack() as prepared:
+        if module is not None:  # in eval mode, on the device, without gradients of its parameters, until the end
+            prepared.enter_context(frozen(module, images, runtime))
+        if checkpoint is not None and checkpoint.exists():
+            ladder, asked = restore(checkpoint)
+            if asked:
+                vars(classifier)["queries"] = asked  # what a black box was asked before
+        else:
+            ladder = begin(_first(classifier, images, labels, runtime, known, seed), labels, has_gradient=bool(module))
+        samples = EOT_SAMPLES if module is not None and _is_random(ladder.first) else 1
+        through = None if module is None else way_through(module, images[:4].to(runtime.device))
+        labels_only = module is None and bool(((ladder.first.logits == 0) | (ladder.first.logits == 1)).all())
+        steps = rungs(
+            classifier,
+            threat,
+            how.effort,
+            samples=samples,
+            through=through,
+            twins=twins,
+            adaptive=adaptive,
+            starts=_one_a_class(images, ladder.first.logits.argmax(1)),
+            labels_only=labels_only,
         )
-    return Audited(
-        _evidence(labels, first, ladder, rows, close, tested, outputs, is_black_box=module is None), ladder.shown
-    )
+        climb = Climb(
+            classifier,
+            images,
+            labels,
+            threat,
+            runtime,
+            how.effort,
+            seed,
+            budget or Budget(),
+            samples,
+            checkpoint,
+            advance,
+        )
+        climb.save(ladder)
+        climb.go(ladder, list(steps))
+        rows = ladder.right.nonzero()[: how.close, 0]
+        close: Mapping[str, Tensor] = {}
+        tested = Binarised.nothing()
+        if module is not None and len(rows) and not ladder.ended_by_budget:
+            way = through if bool(ladder.dead[rows].any()) else None
+            few, theirs = images[rows], labels[rows]
+            common: dict[str, Any] = {"samples": samples, "seed": derive(seed, "closely"), "through": way}
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive(seed, "closely"))
+                close = examine(module, few, theirs, threat, runtime, steps=how.effort.apgd, **common)
+                restarts = 4  # as many searches as the ladder makes in the white box
+                attack = APGD(threat=threat, steps=how.effort.apgd, loss="margin", samples=samples, restarts=restarts)
+                posed = images[rows[: how.problems]]
+                tested = binarisation_test(module, posed, attack, threat, runtime, points=how.points, seed=seed)
+    said = "labels" if labels_only else outputs
+    return Audited(_evidence(labels, ladder, rows, close, tested, said, is_black_box=module is None), ladder.shown)
+
+
+def _first(classifier: Classifier, images: Tensor, labels: Tensor, runtime: Runtime, classes: int, seed: int) -> First:
+    """The first look; again, averaged, if the classifier turns out to be randomised."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "first look"))
+        found = first_look(classifier, images, labels, runtime, samples=1, classes=classes)
+        if isinstance(classifier, nn.Module) and _is_random(found):
+            again = first_look(classifier, images, labels, runtime, samples=EOT_SAMPLES, classes=classes)
+            found = replace(again, repeats=found.repeats)
+    return found
+
+
+def _is_random(first: First) -> bool:
+    return bool((first.repeats > REPEAT_TOLERANCE).any())
+
+
+def _one_a_class(images: Tensor, guesses: Tensor) -> Tensor:
+    """One image of every class that the classifier names: for HopSkipJump, where noise is always of one class."""
+    firsts = [int((guesses == name).nonzero()[0, 0]) for name in set(guesses.tolist())]
+    return images[firsts]
 
 
 def _evidence(
     labels: Tensor,
-    first: First,
     ladder: Ladder,
     rows: Tensor,
     close: Mapping[str, Tensor],
@@ -132,10 +169,10 @@ def _evidence(
 ) -> Evidence:
     return Evidence(
         labels=labels.numpy(),
-        logits=first.logits.numpy(),
-        ce=first.ce.numpy(),
-        margin=first.margin.numpy(),
-        repeats=first.repeats.numpy(),
+        logits=ladder.first.logits.numpy(),
+        ce=ladder.first.ce.numpy(),
+        margin=ladder.first.margin.numpy(),
+        repeats=ladder.first.repeats.numpy(),
         trail=[asdict(step) for step in ladder.steps],
         outcomes=torch.stack(ladder.outcomes).numpy() if ladder.outcomes else np.zeros((0, len(labels)), np.int8),
         standing=ladder.standing.numpy(),

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stillproof.attacks.attack import GradientAttack
 from stillproof.attacks.inner_logits import last_linear
 from stillproof.attacks.random_draws import RandomDraws
-from stillproof.attacks.straight_through import StraightThrough
+from stillproof.attacks.straight_through import way_through
 from stillproof.attacks.threats import L2, Linf, unit
 from stillproof.core.noise import Noise, derive
 from stillproof.core.runtime import Runtime
@@ -40,6 +40,11 @@ class Binarised:
     attack: Tensor
     random: Tensor
 
+    @classmethod
+    def nothing(cls) -> Binarised:
+        """No problem was posed."""
+        return cls(torch.zeros(0, dtype=torch.bool), torch.zeros(0, dtype=torch.bool))
+
 
 def binarisation_test(
     classifier: nn.Module,
@@ -50,29 +55,29 @@ def binarisation_test(
     *,
     points: int,
     seed: int,
-    through: bool = False,
 ) -> Binarised:
     """Pose a problem around each image, float32, (m, C, H, W), and let the attack, and random draws, solve it.
 
-    points: random inner points a problem; through: climb straight through what has no gradient.
-    Problems that the readout cannot pose (its classes do not separate) are left out.
+    points: random inner points a problem. Problems that cannot be posed (the readout's classes do
+    not separate, the module cannot be copied) are left out. Where the classifier has steps without gradient, the attack
+    climbs straight through them.
     """
     solved: list[Tensor] = []
     lucky: list[Tensor] = []
-    head = last_linear(classifier, images[:2])
+    head = last_linear(classifier, images[:2].to(runtime.device)) if len(images) else None
     for number in range(len(images)):
         one = images[number : number + 1]
         inner, boundary = _points(one, threat, points, derive(seed, "binarisation", number))
-        posed = _posed(classifier, head, torch.cat([one, inner, boundary]))
+        around = torch.cat([one, inner, boundary]).to(runtime.device)
+        posed = _posed(classifier, head, around) or _posed(classifier, None, around)
         if posed is None:
             continue
         inside = torch.zeros(1, dtype=torch.int64)
-        passing = StraightThrough(posed) if through else None
-        solved.append(attack(posed, one, inside, seed=seed, runtime=runtime, through=passing).success)
+        through = way_through(posed, around[:4])
+        solved.append(attack(posed, one, inside, seed=seed, runtime=runtime, through=through).success)
         draws = RandomDraws(threat=threat, queries=points)
         lucky.append(draws(posed, one, inside, seed=seed, runtime=runtime).success)
-    nothing = torch.zeros(0, dtype=torch.bool)
-    return Binarised(torch.cat([nothing, *solved]), torch.cat([nothing, *lucky]))
+    return Binarised(torch.cat(solved), torch.cat(lucky)) if solved else Binarised.nothing()
 
 
 def _points(image: Tensor, threat: Linf | L2, points: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -102,36 +107,40 @@ class _OnLogits(nn.Module):
 
 
 def _posed(classifier: nn.Module, head: str | None, points: Tensor) -> nn.Module | None:
-    """The classifier with a readout of two classes in place of its last layer: class 1 is the last of these points."""
+    """The classifier with a readout of two classes in place of its last layer: class 1 is the last of these points.
+
+    Without a head, the readout is of its logits. None where it cannot be made, or does not tell the points apart.
+    """
     try:
         posed = deepcopy(classifier).eval()
-    except Exception:  # a module that cannot be copied
+        with torch.no_grad():
+            posed, layer, features = _with_readout(posed, head, points)
+            readout = _readout(features.flatten(1).double().cpu())
+            if readout is None:
+                return None
+            weight, bias = readout
+            layer.weight.copy_(torch.stack([-weight, weight]))
+            layer.bias.copy_(torch.stack([-bias, bias]))
+            said = posed(points).argmax(1)
+    except Exception:  # a module that cannot be copied, or whose layers are not what they seem
         return None
+    return posed.requires_grad_(False) if int(said[-1]) == 1 and int(said[0]) == 0 else None
+
+
+def _with_readout(posed: nn.Module, head: str | None, points: Tensor) -> tuple[nn.Module, nn.Linear, Tensor]:
+    """The classifier with the layer that is to be the readout, that layer, and what goes into it."""
     if head is None:
-        with torch.no_grad():
-            features = posed(points)
-        posed = _OnLogits(posed, features.shape[1])
-        layer = posed.head
-    else:
-        old = posed.get_submodule(head)
-        layer = nn.Linear(old.in_features, 2).to(old.weight.dtype)  # type: ignore[arg-type]
-        seen: list[Tensor] = []
-        hook = old.register_forward_hook(lambda _module, given, _answer: seen.append(given[0]))
-        with torch.no_grad():
-            posed(points)
-        hook.remove()
-        features = seen[0].flatten(1)
-        posed.set_submodule(head, layer)
-    readout = _readout(features.double())
-    if readout is None:
-        return None
-    weight, bias = readout
-    with torch.no_grad():
-        layer.weight.copy_(torch.stack([-weight, weight]))
-        layer.bias.copy_(torch.stack([-bias, bias]))
-        if not bool(posed(points[-1:]).argmax(1) == 1) or not bool(posed(points[:1]).argmax(1) == 0):
-            return None
-    return posed.requires_grad_(False)
+        features = posed(points).float()
+        found = _OnLogits(posed, features.shape[1]).to(points.device)
+        return found, found.head, features
+    old = posed.get_submodule(head)
+    seen: list[Tensor] = []
+    hook = old.register_forward_hook(lambda _module, given, _answer: seen.append(given[0]))
+    posed(points)
+    hook.remove()
+    layer = nn.Linear(seen[0].shape[1], 2).to(seen[0].device, seen[0].dtype)
+    posed.set_submodule(head, layer)
+    return posed, layer, seen[0]
 
 
 def _readout(features: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -141,9 +150,15 @@ def _readout(features: Tensor) -> tuple[Tensor, Tensor] | None:
     """
     others, own = features[:-1], features[-1]
     mean = others.mean(0)
-    scatter = (others - mean).T @ (others - mean) / len(others)
-    size = scatter.diagonal().mean().clamp_min(torch.finfo(torch.float64).tiny)
-    weight = torch.linalg.solve(scatter + RIDGE * size * torch.eye(len(own), dtype=own.dtype), own - mean)
+    centred, towards = others - mean, own - mean
+    n, width = centred.shape
+    ridge = RIDGE * (centred.square().sum() / (n * width)).clamp_min(torch.finfo(torch.float64).tiny)
+    if width <= n:
+        scatter = centred.T @ centred / n + ridge * torch.eye(width, dtype=own.dtype)
+        weight = torch.linalg.solve(scatter, towards)
+    else:  # the same by Woodbury's identity, where features are many
+        gram = centred @ centred.T + n * ridge * torch.eye(n, dtype=own.dtype)
+        weight = (towards - centred.T @ torch.linalg.solve(gram, centred @ towards)) / ridge
     highest, score = (others @ weight).max(), own @ weight
     if not bool(score > highest):
         return None

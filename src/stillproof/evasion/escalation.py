@@ -9,31 +9,31 @@ from __future__ import annotations
 import io
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from stillproof.attacks.attack import Attack, GradientAttack
+from stillproof.attacks.attack import Attack, GradientAttack, QueryAttack
 from stillproof.attacks.frozen import Classifier
 from stillproof.attacks.gradient import APGD, FGSM, PGD
 from stillproof.attacks.hop_skip_jump import HopSkipJump
-from stillproof.attacks.inner_logits import inner_logits
 from stillproof.attacks.losses import Loss
 from stillproof.attacks.minimal import FMN
 from stillproof.attacks.random_draws import RandomDraws
 from stillproof.attacks.record import AttackResult
 from stillproof.attacks.square import Square
-from stillproof.attacks.straight_through import StraightThrough
 from stillproof.attacks.surrogate import Transfer
 from stillproof.attacks.threats import L2, Linf
 from stillproof.core import faults
 from stillproof.core.files import write_atomically
 from stillproof.core.images import batches
+from stillproof.core.noise import derive
 from stillproof.core.runtime import Runtime
-from stillproof.errors import BudgetExceeded, InputError, StoreError, reason
+from stillproof.errors import BudgetExceeded, InputError, StillproofError, StoreError, reason
+from stillproof.evasion.examination import First
 
 Kind = Literal["one step", "deployed", "white box", "gradient-free", "transfer", "adaptive"]
 """What a rung sees. deployed: the gradient of the output as it is served, which is what can be masked."""
@@ -41,11 +41,14 @@ Kind = Literal["one step", "deployed", "white box", "gradient-free", "transfer",
 CHUNK = 256
 """Images between two looks at the budget."""
 
+BUDGETED_CHUNK = 32
+"""The same where there is a budget to be looked at."""
+
 SMALL_CHUNK = 16
 """The same for a black box: what it was asked about a chunk that its budget ended is lost."""
 
-TOLERANCE = 1e-6
-"""Of a distance that a nearest-image attack found, over epsilon: what rounding may add."""
+TOLERANCE = 1e-5
+"""What rounding may add to a distance, as a share of epsilon."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +86,7 @@ class Rung:
     on: Literal["right", "deployed survivors", "standing"]
     why: str
     through: nn.Module | None = None
+    """What is climbed in place of the classifier."""
     skip: Callable[[Ladder], str] = lambda _: ""
     """Why it need not run, or nothing."""
     few: bool = False
@@ -120,6 +124,8 @@ class Ladder:
     """Of the nearest adversarial image found, infinite where there is none: float32, (n,)."""
     dead: Tensor
     """Whether the gradients of cross-entropy and margin are both exactly zero."""
+    first: First
+    """What the first look saw."""
     steps: list[Step] = field(default_factory=list)
     outcomes: list[Tensor] = field(default_factory=list)
     """By step: int8, (n,): 1 it fell, 0 it did not, −1 it was not asked."""
@@ -161,20 +167,21 @@ SHOWN = 8
 
 def rungs(
     classifier: Classifier,
-    some: Tensor,
     threat: Linf | L2,
     effort: Effort,
     *,
-    samples: int,
-    differentiable: bool,
-    twins: Sequence[nn.Module],
-    adaptive: object,
+    samples: int = 1,
+    through: nn.Module | None = None,
+    twins: Sequence[nn.Module] = (),
+    adaptive: object = None,
+    starts: Tensor | None = None,
+    labels_only: bool = False,
 ) -> Iterator[Rung]:
     """The ladder from the ground up.
 
-    some: a few of the images; samples: passes a look, for a randomised classifier; differentiable: whether any gradient
-    reaches the image; twins: undistilled surrogates; adaptive: the user's own attack, loss, or module to climb through,
-    or None.
+    samples: passes a look, for a randomised classifier; through: a way through its steps that have no gradient; twins:
+    undistilled surrogates; adaptive: the user's own attack, loss, or module to climb through; starts: images for
+    HopSkipJump to start from; labels_only: whether a black box answers with labels.
     """
     module = classifier if isinstance(classifier, nn.Module) else None
     ball: dict[str, Any] = {"threat": threat}
@@ -191,30 +198,32 @@ def rungs(
     yield Rung("random draws", "gradient-free", RandomDraws(**ball, queries=effort.draws), "deployed survivors", why)
     why = "asks for scores only: where it beats a gradient attack, the gradients mislead"
     probe = Square(**ball, queries=effort.probing)
-    yield Rung(f"Square, {effort.probing} queries", "gradient-free", probe, "deployed survivors", why)
+    name = f"Square, {effort.probing} queries"
+    without_scores: Callable[[Ladder], str] = lambda _: "labels alone are no scores" if labels_only else ""  # noqa: E731
+    yield Rung(name, "gradient-free", probe, "deployed survivors", why, skip=without_scores)
     if module is not None:
         why = "the scale of the logits cannot hide the gradient from it"
         for loss in ("standardised", "margin"):
             apgd = APGD(**white, steps=effort.apgd, loss=loss)
             yield Rung(f"APGD-{effort.apgd}, {loss}", "white box", apgd, "standing", why, skip=_without_gradient)
         targeted = APGD(**white, steps=effort.targeted, loss="dlr", targets=effort.targets)
-        why = f"goes to each of the {effort.targets} likeliest classes in turn"
+        why = f"goes to each of up to {effort.targets} likely classes in turn"
         name = f"APGD-T-{effort.targeted}, DLR"
         yield Rung(name, "white box", targeted, "standing", why, skip=_without_gradient)
         nearest = FMN(norm=norm, steps=effort.nearest, samples=samples)
         why = "follows the boundary instead of filling the ball"
         yield Rung(f"FMN-{effort.nearest}", "white box", nearest, "standing", why, skip=_without_gradient)
-        through = APGD(**white, steps=effort.apgd, loss="margin")
-        inner = module if differentiable else inner_logits(module, some)
+        climbing = APGD(**white, steps=effort.apgd, loss="margin")
         why = "takes the logits before any softmax, and passes gradients through rounding, signs, casts and detach()"
+        no_way = "it has no step without a derivative that could be passed through"
         yield Rung(
             f"APGD-{effort.apgd}, straight through",
             "white box",
-            through,
+            climbing,
             "standing",
             why,
-            through=StraightThrough(inner),
-            skip=lambda ladder: "" if not differentiable or _is_dead(ladder) else "every image has a gradient",
+            through=through,
+            skip=lambda _: no_way if through is None else "",
         )
     if adaptive is not None and module is not None:
         yield _adaptive(adaptive, white, effort)
@@ -224,20 +233,31 @@ def rungs(
             "transfer from twins", "transfer", transfer, "standing", "what fools an undistilled twin, shown once"
         )
     calm = "nothing beat the deployed gradients so far, and every image has one"
-    skip = None if module is None else (lambda ladder: "" if ladder.is_suspicious() else calm)
-    never: Callable[[Ladder], str] = lambda _: ""  # noqa: E731
+
+    def patience(ladder: Ladder) -> str:
+        return "" if module is None or ladder.is_suspicious() else calm
+
     square = Square(**ball, queries=effort.square)
-    why = "gradients mislead here, so queries decide"
+    why = "gradients mislead here, so queries decide" if module is not None else "asks for scores only"
     name = f"Square, {effort.square} queries"
-    yield Rung(name, "gradient-free", square, "standing", why, skip=skip or never, few=True)
-    hop = HopSkipJump(norm=norm, queries=effort.hop)
+    skip: Callable[[Ladder], str] = without_scores if labels_only else patience
+    yield Rung(name, "gradient-free", square, "standing", why, skip=skip, few=True)
+    hop = HopSkipJump(norm=norm, queries=effort.hop, starts=starts)
     why = "needs labels only: neither scores nor gradients can hide from it"
     name = f"HopSkipJump, {effort.hop} queries"
-    yield Rung(name, "gradient-free", hop, "standing", why, skip=skip or never, few=True)
+    yield Rung(name, "gradient-free", hop, "standing", why, skip=patience, few=True)
 
 
-def _is_dead(ladder: Ladder) -> bool:
-    return bool((ladder.dead & ladder.standing).any())
+class Averaged(nn.Module):
+    """A randomised classifier's mean logits over several passes: what attacks that only ask are given."""
+
+    def __init__(self, classifier: nn.Module, passes: int) -> None:
+        super().__init__()
+        self.classifier, self.passes = classifier, passes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> logits, (N, K)."""
+        return torch.stack([self.classifier(images) for _ in range(self.passes)]).mean(0)
 
 
 def _without_gradient(ladder: Ladder) -> str:
@@ -261,9 +281,16 @@ def _adaptive(given: object, white: dict[str, Any], effort: Effort) -> Rung:
     )
 
 
+LAST_SHARE, SHARE = 1.0, 0.3
+"""Of the queries that a black box has left: what the last rung may spend, and every other."""
+
+
 @dataclass
 class Climb:
-    """A ladder being climbed on some images, float32 in [0, 1], (n, C, H, W), with labels, int64, (n,)."""
+    """A ladder being climbed on some images, float32 in [0, 1], (n, C, H, W), with labels, int64, (n,).
+
+    samples: passes that an answer is the mean of, for a randomised classifier.
+    """
 
     classifier: Classifier
     images: Tensor
@@ -273,26 +300,31 @@ class Climb:
     effort: Effort
     seed: int
     budget: Budget = Budget()
+    samples: int = 1
     checkpoint: Path | None = None
     advance: Callable[[int, int, str], None] | None = None
 
     def go(self, ladder: Ladder, steps: Sequence[Rung]) -> Ladder:
-        """Climb from where the ladder (or its checkpoint) is to the end of the rungs, or of the budget."""
-        if self.checkpoint is not None and self.checkpoint.exists():
-            restore(ladder, self.checkpoint)
+        """Climb from where the ladder is to the end of the rungs, or of the budget."""
         began = time.monotonic() - sum(step.seconds for step in ladder.steps)
         for number, rung in enumerate(steps):
             if number < len(ladder.steps):
-                continue  # the checkpoint has it
+                continue  # it comes from a checkpoint
             if self.advance is not None:
                 self.advance(number, len(steps), f"{int(ladder.standing.sum())} stand; {rung.name}")
-            self._try(ladder, rung, began)
-            if self.checkpoint is not None:
-                save(ladder, self.checkpoint)
-                faults.kill_point("rung")
+            with torch.random.fork_rng(devices=[]):  # what a randomised classifier draws
+                torch.manual_seed(derive(self.seed, "rung", number))
+                self._try(ladder, rung, began, is_last=number == len(steps) - 1)
+            self.save(ladder)
+            faults.kill_point("rung")
         return ladder
 
-    def _try(self, ladder: Ladder, rung: Rung, began: float) -> None:
+    def save(self, ladder: Ladder) -> None:
+        """Leave a checkpoint, if there is a place for one."""
+        if self.checkpoint is not None:
+            save(ladder, self.checkpoint, asked=getattr(self.classifier, "queries", 0))
+
+    def _try(self, ladder: Ladder, rung: Rung, began: float, *, is_last: bool) -> None:
         step = Step(rung.name, rung.kind, rung.why, standing=int(ladder.standing.sum()))
         outcome = torch.full(ladder.right.shape, -1, dtype=torch.int8)
         rows = ladder.rows(rung.on)
@@ -303,51 +335,78 @@ class Climb:
         elif refusal := rung.skip(ladder):
             step.why = f"not run: {refusal}"
         else:
-            self._run(ladder, rung, step, outcome, rows, began)
+            self._run(ladder, rung, step, outcome, rows, began, is_last=is_last)
         ladder.steps.append(step)
         ladder.outcomes.append(outcome)
 
-    def _run(self, ladder: Ladder, rung: Rung, step: Step, outcome: Tensor, rows: Tensor, began: float) -> None:
+    def _run(
+        self, ladder: Ladder, rung: Rung, step: Step, outcome: Tensor, rows: Tensor, began: float, *, is_last: bool
+    ) -> None:
         started = time.monotonic()
         if rung.few:
             step.left_out = max(0, len(rows) - self.effort.patient)
             rows = rows[: self.effort.patient]
-        size = CHUNK if isinstance(self.classifier, nn.Module) else SMALL_CHUNK
-        for part in batches(len(rows), size):
+        attack = self._within_budget(rung.attack, len(rows), LAST_SHARE if is_last else SHARE)
+        for part in batches(len(rows), self._chunk()):
             chunk = rows[part]
             if step.ran and self._is_spent(ladder, began, step):
                 ladder.ended_by_budget = True
                 step.why += f"; the budget ended it after {step.asked} of {len(rows)} images"
                 break
             try:
-                found = self._attack(rung, chunk)
+                found = self._attack(rung, attack, chunk)
             except BudgetExceeded as error:  # of a black box, whose queries are its own count
                 ladder.ended_by_budget = True
                 step.why += f"; after {step.asked} of {len(rows)} images: {error.what}"
                 break
-            fell = found.success & (found.distance <= self.threat.epsilon + TOLERANCE)
-            outcome[chunk] = fell.to(torch.int8)
-            ladder.distance[chunk] = torch.where(
-                found.success, torch.minimum(found.distance, ladder.distance[chunk]), ladder.distance[chunk]
-            )
-            for row, image in zip(chunk[fell].tolist(), found.images[fell], strict=True):
-                if len(ladder.shown) < SHOWN:
-                    ladder.shown.setdefault(row, image.clone())
-            ladder.standing[chunk[fell]] = False
-            step.ran = True
-            step.asked += len(chunk)
-            step.fell += int(fell.sum())
-            step.forwards += int(found.forwards.sum())
-            step.backwards += int(found.backwards.sum())
-            step.queries += int(found.queries.sum())
-            step.standing = int(ladder.standing.sum())
+            self._note(ladder, step, outcome, chunk, found)
             step.seconds = time.monotonic() - started
 
-    def _attack(self, rung: Rung, rows: Tensor) -> AttackResult:
+    def _note(self, ladder: Ladder, step: Step, outcome: Tensor, chunk: Tensor, found: AttackResult) -> None:
+        # in the norm that is audited, whatever the attack's own was
+        distance = self.threat.distance(found.images, self.images[chunk])
+        fell = found.success & within(distance, self.threat.epsilon)
+        outcome[chunk] = fell.to(torch.int8)
+        nearer = torch.minimum(distance, ladder.distance[chunk])
+        ladder.distance[chunk] = torch.where(found.success, nearer, ladder.distance[chunk])
+        for row, image in zip(chunk[fell].tolist(), found.images[fell], strict=True):
+            if len(ladder.shown) < SHOWN:
+                ladder.shown.setdefault(row, image.clone())
+        ladder.standing[chunk[fell]] = False
+        step.ran = True
+        step.asked += len(chunk)
+        step.fell += int(fell.sum())
+        step.forwards += int(found.forwards.sum())
+        step.backwards += int(found.backwards.sum())
+        step.queries += int(found.queries.sum())
+        step.standing = int(ladder.standing.sum())
+
+    def _attack(self, rung: Rung, attack: Attack, rows: Tensor) -> AttackResult:
         given: dict[str, Any] = {"seed": self.seed, "ids": rows, "runtime": self.runtime}
-        if isinstance(rung.attack, GradientAttack) and rung.through is not None:
+        classifier = self.classifier
+        if isinstance(attack, GradientAttack):
             given["through"] = rung.through
-        return rung.attack(self.classifier, self.images[rows], self.labels[rows], **given)
+        elif self.samples > 1 and isinstance(classifier, nn.Module):
+            classifier = Averaged(classifier, self.samples)
+        try:
+            return attack(classifier, self.images[rows], self.labels[rows], **given)
+        except Exception as error:
+            if rung.kind != "adaptive" or isinstance(error, StillproofError):
+                raise
+            raise InputError(f"your adaptive attack fails: {type(error).__name__}: {error}", "Mend it.") from error
+
+    def _within_budget(self, attack: Attack, images: int, share: float) -> Attack:
+        """The attack with no more queries an image than its share of what a black box has left."""
+        budget = getattr(self.classifier, "budget", None)
+        if budget is None or not isinstance(attack, QueryAttack):
+            return attack
+        left = budget - getattr(self.classifier, "queries", 0)
+        return replace(attack, queries=max(1, min(attack.queries, int(share * left / images))))
+
+    def _chunk(self) -> int:
+        if not isinstance(self.classifier, nn.Module):
+            return SMALL_CHUNK
+        return CHUNK if self.budget == Budget() else BUDGETED_CHUNK
 
     def _is_spent(self, ladder: Ladder, began: float, step: Step | None = None) -> bool:
         passes = ladder.spent + (0 if step is None else step.forwards + step.backwards)
@@ -355,33 +414,38 @@ class Climb:
         return over or (self.budget.seconds is not None and time.monotonic() - began >= self.budget.seconds)
 
 
-def begin(right: Tensor, dead: Tensor) -> Ladder:
+def within(distance: Tensor, epsilon: float) -> Tensor:
+    """Whether images this far away lie in the ball, up to rounding."""
+    return distance <= epsilon * (1 + TOLERANCE) + 1e-7
+
+
+def begin(first: First, labels: Tensor, *, has_gradient: bool) -> Ladder:
     """A ladder at its foot."""
-    return Ladder(right, right.clone(), torch.full(right.shape, torch.inf), dead)
+    right = first.logits.argmax(1) == labels
+    dead = (first.ce == 0) & (first.margin == 0) if has_gradient else torch.zeros_like(right)
+    return Ladder(right, right.clone(), torch.full(right.shape, torch.inf), dead, first)
 
 
-def save(ladder: Ladder, path: Path) -> None:
-    """Leave the state of a ladder as a file."""
-    state = {
-        "standing": ladder.standing,
-        "distance": ladder.distance,
-        "steps": [asdict(step) for step in ladder.steps],
-        "outcomes": ladder.outcomes,
-        "shown": ladder.shown,
-        "ended_by_budget": ladder.ended_by_budget,
-    }
+def save(ladder: Ladder, path: Path, *, asked: int) -> None:
+    """Leave the state of a ladder as a file. asked: queries that a black box has answered."""
+    state = {name: getattr(ladder, name) for name in SAVED}
+    state["steps"] = [asdict(step) for step in ladder.steps]
+    state["first"] = asdict(ladder.first)
+    state["asked"] = asked
     content = io.BytesIO()
     torch.save(state, content)
     write_atomically(path, content.getvalue())
 
 
-def restore(ladder: Ladder, path: Path) -> None:
-    """Put a ladder where `save` left it. Raises StoreError."""
+SAVED = ("right", "standing", "distance", "dead", "outcomes", "shown", "ended_by_budget")
+
+
+def restore(path: Path) -> tuple[Ladder, int]:
+    """The ladder that `save` left, and what a black box had been asked. Raises StoreError."""
     try:
         state = torch.load(path, weights_only=True)
-        ladder.standing, ladder.distance = state["standing"], state["distance"]
-        ladder.steps = [Step(**step) for step in state["steps"]]
-        ladder.outcomes, ladder.shown = state["outcomes"], state["shown"]
-        ladder.ended_by_budget = state["ended_by_budget"]
+        steps = [Step(**step) for step in state["steps"]]
+        known = {name: state[name] for name in SAVED}
+        return Ladder(**known, steps=steps, first=First(**state["first"])), int(state["asked"])
     except Exception as error:  # a pickle can fail in any way
         raise StoreError(f"the checkpoint {path} cannot be read: {reason(error)}", "Delete it, then resume.") from None

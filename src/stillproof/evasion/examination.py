@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +18,12 @@ from stillproof.attacks.threats import L2, Linf
 from stillproof.core.images import batches
 from stillproof.core.noise import Noise, derive
 from stillproof.core.runtime import Runtime
+from stillproof.errors import InputError
 
 BATCH = 256
+
+REPEATED = 16
+"""Images that a black box is asked about twice, to see whether it is randomised."""
 
 TEMPERATURES = (1, 10, 100)
 """T̂ of the sweep: cross-entropy on z/T̂. The order of the logits does not change."""
@@ -56,24 +61,51 @@ def first_look(
 ) -> First:
     """Ask about every image, forwards (and backwards, if it is a module), in fp32, on the original."""
     parts: list[tuple[Tensor, ...]] = []
+    module = classifier if isinstance(classifier, nn.Module) else None
     for rows in batches(len(images), BATCH):
         some, known = images[rows].to(runtime.device), labels[rows].to(runtime.device)
-        if isinstance(classifier, nn.Module):
-            with frozen(classifier, some, runtime) as prepared:
-                found = _looked(prepared.averaged(samples), some, known, with_gradient=True)
+        if module is not None:
+            with frozen(module, some, runtime) as prepared:
+                found = _looked(prepared.averaged(samples), some, known)
         else:
-            found = _looked(asked(classifier, classes, runtime), some, known, with_gradient=False)
+            found = _heard(asked(classifier, classes, runtime), some, again=REPEATED if rows.start == 0 else 0)
         parts.append(tuple(part.cpu() for part in found))
-    return First(*(torch.cat(several) for several in zip(*parts, strict=True)))
+    logits, ce, steepness, repeats = zip(*parts, strict=True)
+    return First(_of_one_width(logits, classes), torch.cat(ce), torch.cat(steepness), torch.cat(repeats))
 
 
-def _looked(prepared: Frozen, images: Tensor, labels: Tensor, *, with_gradient: bool) -> tuple[Tensor, ...]:
-    logits = prepared.judge(images)
-    if not with_gradient:
-        nothing = torch.zeros(len(images), device=images.device)
-        return logits, nothing, nothing, nothing
+def _of_one_width(parts: Sequence[Tensor], classes: int) -> Tensor:
+    """Logits of all, (n, K). Raises InputError where they cannot be of so many classes, or are not finite."""
+    width = max(part.shape[1] for part in parts)
+    logits = torch.cat([torch.nn.functional.pad(part, (0, width - part.shape[1])) for part in parts])
+    if width < classes:
+        raise InputError(
+            f"it answers with {width} classes, and the images have {classes}.", "Audit it on its own data."
+        )
+    if not bool(logits.isfinite().all()):
+        raise InputError("it answers with NaN or infinite values.", "Check the classifier.")
+    return logits
+
+
+def _heard(prepared: Frozen, images: Tensor, *, again: int) -> tuple[Tensor, ...]:
+    """The same of a black box: no gradients, and only the first few images are asked about twice."""
+    logits, nothing = prepared.judge(images), torch.zeros(len(images), device=images.device)
+    repeats = nothing.clone()
+    if again:
+        few = min(again, len(images))
+        repeats[:few] = _difference(prepared.judge(images[:few]), logits[:few])
+    return logits, nothing, nothing, repeats
+
+
+def _difference(again: Tensor, logits: Tensor) -> Tensor:
+    """Of two answers, as a share of the logits' spread."""
     spread = (logits.amax(1) - logits.amin(1)).clamp_min(torch.finfo(torch.float32).tiny)
-    repeats = (prepared.judge(images) - logits).abs().amax(1) / spread
+    return (again - logits).abs().amax(1) / spread
+
+
+def _looked(prepared: Frozen, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
+    logits = prepared.judge(images)
+    repeats = _difference(prepared.judge(images), logits)
     strict = prepared.strict()
     steepness = [
         strict.slope(images, loss).gradient.abs().amax((1, 2, 3))
@@ -121,8 +153,8 @@ def examine(
     found: dict[str, Tensor] = {}
     pgd = PGD(threat=threat, steps=SWEEP_STEPS, samples=samples)
     for temperature in TEMPERATURES:
-        through = Tempered(classifier, temperature)
-        found[f"sweep.{temperature}"] = pgd(classifier, images, labels, through=through, **given).success
+        tempered = Tempered(classifier, temperature)
+        found[f"sweep.{temperature}"] = pgd(classifier, images, labels, through=tempered, **given).success
     own = PGD(threat=threat, steps=SWEEP_STEPS, samples=samples, loss="standardised")
     found["sweep.standardised"] = own(classifier, images, labels, **given).success
     for name, factor in (("apgd", 1), ("apgd.double", 2)):
@@ -160,8 +192,8 @@ def _closely(
         def loss(logits: Tensor) -> Tensor:
             return cross_entropy(logits, labels)
 
-        def adversarial(logits: Tensor) -> Tensor:
-            return (logits.argmax(1) != labels) & ~logits.isnan().any(1)
+        def adversarial(logits: Tensor, rows: Tensor | slice = slice(None)) -> Tensor:
+            return (logits.argmax(1) != labels[rows]) & ~logits.isnan().any(1)
 
         found = _trace(prepared, strict, images, ids, threat, loss, adversarial, seed)
         found["stability"] = _stability(strict, images, ids, threat, loss, seed)
@@ -175,7 +207,7 @@ def _trace(
     ids: Tensor,
     threat: Linf | L2,
     loss: Callable[[Tensor], Tensor],
-    adversarial: Callable[[Tensor], Tensor],
+    adversarial: Callable[..., Tensor],
     seed: int,
 ) -> dict[str, Tensor]:
     current = threat.random_start(images, Noise(derive(seed, "trace"), ids, 0))
@@ -184,7 +216,9 @@ def _trace(
     for _ in range(TRACE_STEPS):
         slope = fast.slope(current, loss)
         values.append(slope.value)
-        ever |= adversarial(slope.logits)
+        new = (adversarial(slope.logits) & ~ever).nonzero()[:, 0]
+        if len(new):  # half precision is not believed
+            ever[new] = adversarial(strict.judge(current[new]), new)
         current = threat.project(current + 0.125 * threat.epsilon * threat.steepest(slope.gradient), images)
     last = adversarial(strict.judge(current))
     settled = torch.stack(values[-LAST_STEPS:])
@@ -200,11 +234,14 @@ def _trace(
 def _stability(
     strict: Frozen, images: Tensor, ids: Tensor, threat: Linf | L2, loss: Callable[[Tensor], Tensor], seed: int
 ) -> Tensor:
-    """Mean over random images within half the ball of |loss − the image's own| / (the image's own)."""
+    """Mean over random images within half the ball of |loss − the image's own| / (the image's own, or a twentieth of
+    that of a guess if it is less: a loss near 0 always changes by a multiple of itself)."""
     half = type(threat)(threat.epsilon / 2)
-    own = loss(strict.judge(images)).clamp_min(torch.finfo(torch.float32).eps)
+    logits = strict.judge(images)
+    own = loss(logits)
+    size = own.clamp_min(math.log(logits.shape[1]) / 20)
     total = torch.zeros_like(own)
     for draw in range(STABILITY_DRAWS):
         near = half.random_start(images, Noise(derive(seed, "stability"), ids, draw))
-        total += (loss(strict.judge(near)) - own).abs() / own
+        total += (loss(strict.judge(near)) - own).abs() / size
     return total / STABILITY_DRAWS

@@ -40,7 +40,8 @@ UNSTABLE = 1.0
 """Mean relative change of the loss under random changes within half the ball: more, and predictions are unstable."""
 
 DEPLOYED = "deployed"
-WITHOUT_GRADIENT = ("gradient-free", "transfer")
+OTHERWISE = ("gradient-free", "transfer", "one step", "adaptive")
+"""Kinds of attacks that do not follow the deployed output's gradient, or take one step of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +51,8 @@ class Evidence:
     labels, logits: int (n,), (n, K); ce, margin: the largest entry of that loss's gradient, (n,); repeats: difference
     of two passes, (n,); trail: the steps of the ladder, in order; outcomes: (steps, n), 1 fell, 0 not, −1 not asked;
     standing: bool (n,); distance: (n,); close_rows: int (m,); close: what `examine` returns, each (m,); solved, lucky:
-    the binarisation test's problems that the attack, and random draws, solved; outputs: what the classifier returns;
+    the binarisation test's problems that the attack, and random draws, solved; outputs: what the classifier returns
+    (logits, probabilities, labels);
     is_black_box: nothing but answers was seen; ended_by_budget: not all was tried.
     """
 
@@ -84,9 +86,25 @@ class Evidence:
         return found
 
     @property
+    def settled(self) -> Array:
+        """Which images cross-entropy on the deployed output was given to the end, or fooled before; bool, (n,)."""
+        rows = [row for row, step in zip(self.outcomes, self.trail, strict=True) if step["kind"] == DEPLOYED]
+        if not rows:
+            return np.zeros(len(self.labels), bool)
+        found: Array = self.right & ((np.stack(rows) == 1).any(axis=0) | (rows[-1] != -1))
+        return found
+
+    @property
     def stood_deployed(self) -> Array:
-        """Which images stood against cross-entropy on the deployed output."""
-        return self.right & ~self.fell_to(DEPLOYED)
+        """Which images stood against all of that."""
+        found: Array = self.settled & ~self.fell_to(DEPLOYED)
+        return found
+
+    @property
+    def unasked(self) -> float:
+        """About how many more images would have fallen to a slow attack that only some were given."""
+        slow = [step for step in self.trail if step["left_out"] and step["asked"]]
+        return max((step["left_out"] * step["fell"] / step["asked"] for step in slow), default=0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +193,8 @@ def _sweep(evidence: Evidence) -> Sign:
     best = min(others, key=lambda name: float(others[name].mean()))
     drop = measures.difference(deployed[None].astype(float), others[best][None].astype(float))
     p = measures.mcnemar(deployed, others[best])
-    present = drop.value is not None and drop.value >= POINTS and p < SIGNIFICANT
+    # the best of several is one chance in several to be lucky
+    present = drop.value is not None and drop.value >= POINTS and p < SIGNIFICANT / len(others)
     words = best.removeprefix("sweep.")
     at = "each image's own temperature" if words == "standardised" else f"T = {words}"
     return Sign(
@@ -191,21 +210,29 @@ def _sweep(evidence: Evidence) -> Sign:
     )
 
 
+def margins_of(logits: Array, labels: Array) -> Array:
+    """The label's logit less the largest other, (n,)."""
+    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
+    others = logits.copy()
+    np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
+    found: Array = own - others.max(axis=1)
+    return found
+
+
 def _disagreement(evidence: Evidence) -> Sign:
     stood = evidence.stood_deployed
-    beaten = evidence.fell_to(*WITHOUT_GRADIENT) | evidence.fell_to("one step")
-    shown = stood & beaten
+    shown = stood & evidence.fell_to(*OTHERWISE)
     share = measures.share(int(shown.sum()), int(stood.sum()))
     if evidence.is_black_box:
         share = measures.unmeasured("a black box shows no gradient to disagree with")
     return Sign(
         3,
-        "what has no gradient wins where the gradient lost",
+        "others win where the deployed gradient lost",
         share,
         f"over {DISAGREEMENT:.0%}",
         _more(share, DISAGREEMENT),
         True,
-        "queries, luck, one step or a twin's examples fool images that the deployed gradient could not",
+        "queries, luck, one step, a twin's examples or your own attack fool what the deployed gradient could not",
         _rows(shown),
     )
 
@@ -308,14 +335,14 @@ def _random(evidence: Evidence) -> Sign:
 
 
 def _scale(evidence: Evidence) -> Sign:
+    if evidence.outputs == "labels":
+        nothing = measures.unmeasured("it answers with labels alone")
+        return Sign(8, "probability exactly 1", nothing, f"over {DEAD_SHARE:.0%}", None, False, "labels have no scale")
     logits, labels = evidence.logits, evidence.labels
     probabilities = np.exp(measures.log_softmax(logits)).astype(np.float32)
     sure = probabilities.max(axis=1) == 1.0
     share = measures.share(int(sure.sum()), len(sure))
-    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    others = logits.copy()
-    np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
-    margins = own - others.max(axis=1)
+    margins = margins_of(logits, labels)
     lengths = np.abs(logits).sum(axis=1)
     return Sign(
         8,
@@ -335,7 +362,7 @@ def _probabilities(evidence: Evidence) -> Sign:
     sure = _scale(evidence)
     says = "it returns probabilities; the audit takes their logarithm"
     if given and sure.is_present:
-        says += ", which a saturated softmax has lost: labels and transfer remain"
+        says += ", which a saturated softmax has lost: the logits inside, labels and transfer remain"
     return Sign(
         9,
         "it returns probabilities, and they are saturated",

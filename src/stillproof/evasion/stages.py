@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from stillproof.attacks.frozen import Classifier
 from stillproof.attacks.threats import parse_threat
 from stillproof.core.carving import carve
-from stillproof.core.images import ImageSet, as_float
+from stillproof.core.classifiers import kind_of_output
+from stillproof.core.images import ImageSet, as_float, stratified
 from stillproof.core.measurement import Cost
+from stillproof.core.noise import derive, permutation
 from stillproof.core.plan import Context, job
 from stillproof.core.plugins import call_with_options, code_identity, user_code
 from stillproof.core.spec import Spec
@@ -131,11 +133,11 @@ class BlackBox:
         if not spec.runs_code:
             Endpoint.parse(self.spec)
 
-    def open(self) -> Asked:
+    def open(self) -> Asked | HttpClassifier:
         """Ready to be asked. Raises InputError."""
         spec = Spec.parse(self.spec)
         if not spec.runs_code:
-            return Asked(HttpClassifier(Endpoint.parse(self.spec), budget=self.queries), None)
+            return HttpClassifier(Endpoint.parse(self.spec), budget=self.queries)
         made = call_with_options(user_code(spec), spec)
         if not callable(made):
             raise InputError(f"{spec.name} returned {type(made).__name__}.", "A factory returns something to call.")
@@ -146,20 +148,21 @@ class Asked:
     """A black box as attacks ask it: it counts, and never gives more answers than its budget, if it has one."""
 
     def __init__(self, answer: Classifier, budget: int | None) -> None:
-        self.answer, self.budget = answer, budget
-        self._queries = 0
-
-    @property
-    def queries(self) -> int:
-        """Images asked about so far."""
-        return self.answer.queries if isinstance(self.answer, HttpClassifier) else self._queries
+        self.answer = answer.eval() if isinstance(answer, nn.Module) else answer
+        self.budget = budget
+        self.queries = 0
+        self.kind = "logits"
 
     def __call__(self, images: Tensor) -> Tensor:
-        if self.budget is not None and self._queries + len(images) > self.budget:
-            raise BudgetExceeded(f"{self._queries} of {self.budget} queries are spent.", "Raise the budget of queries.")
-        self._queries += len(images)
+        if self.budget is not None and self.queries + len(images) > self.budget:
+            raise BudgetExceeded(f"{self.queries} of {self.budget} queries are spent.", "Raise the budget of queries.")
+        self.queries += len(images)
         with torch.no_grad():
-            return self.answer(images.contiguous())
+            found = self.answer(images.contiguous())
+        if isinstance(found, Tensor) and found.ndim == 2 and kind_of_output(found.float()) == "probabilities":
+            self.kind = "probabilities"
+            return found.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+        return found
 
 
 @job(version=1)
@@ -192,12 +195,18 @@ def audit_black_box(
         advance=context.advance,
     )
     made = _artefact(audited, test)
-    return replace(made, cost=Cost(queries=asked.queries))
+    outputs = asked.kind or "logits"
+    values = made.values if audited.evidence.outputs == "labels" else {**made.values, "outputs": outputs}
+    return replace(made, values=values, cost=Cost(queries=asked.queries))
 
 
 def _tested(data: Artefact, thoroughness: Thoroughness) -> ImageSet:
+    """Some of the test images, of all classes alike, in an order that is not that of the classes."""
     test = carve(data).test
-    return test.subset(torch.arange(min(thoroughness.images, len(test))))
+    share = min(1.0, thoroughness.images / len(test))
+    labels = test.known_labels()
+    rows = stratified(labels, (share, 1 - share), seed=0)[0] if share < 1 else torch.arange(len(test))
+    return test.subset(rows[permutation(len(rows), derive(0, "audited"))])
 
 
 def _artefact(audited: Audited, test: ImageSet) -> Artefact:

@@ -17,7 +17,8 @@ import numpy as np
 from stillproof.core import measures
 from stillproof.core.measurement import Measurement
 from stillproof.evasion.binarisation import STRONG_ENOUGH
-from stillproof.evasion.indicators import DEPLOYED, POINTS, SIGNIFICANT, Evidence, Sign, signs
+from stillproof.evasion.escalation import TOLERANCE
+from stillproof.evasion.indicators import DEPLOYED, POINTS, SIGNIFICANT, Evidence, Sign, margins_of, signs
 from stillproof.findings import Curve, Finding, Series, Status, Table, judge
 
 Masked = Literal["yes", "no", "inconclusive"]
@@ -51,10 +52,13 @@ def decide(evidence: Evidence) -> Verdict:
     """Apply the rule."""
     right, worst = evidence.right, evidence.standing
     n = len(right)
+    # an image that the deployed output's attacks were not given has not stood against them
+    is_settled = bool((evidence.settled == right).all()) and not evidence.is_black_box
+    first = _first_deployed(evidence) if is_settled else None
     deployed = evidence.stood_deployed
-    first = _first_deployed(evidence)
-    gap = measures.difference(deployed[None].astype(float), worst[None].astype(float))
-    p = measures.mcnemar(deployed, worst)
+    missing = measures.unmeasured("attacks on the deployed output did not run to their end", n=n)
+    gap = measures.difference(deployed[None].astype(float), worst[None].astype(float)) if is_settled else missing
+    p = measures.mcnemar(deployed, worst) if is_settled else 1.0
     found = tuple(signs(evidence))
     masked, why = _masked(evidence, found, gap, p)
     return Verdict(
@@ -62,8 +66,8 @@ def decide(evidence: Evidence) -> Verdict:
         why,
         clean=measures.share(int(right.sum()), n),
         robust=measures.share(int(worst.sum()), n),
-        claimed=measures.share(int(first.sum()), n),
-        hidden=measures.difference(first[None].astype(float), worst[None].astype(float)),
+        claimed=missing if first is None else measures.share(int(first.sum()), n),
+        hidden=missing if first is None else measures.difference(first[None].astype(float), worst[None].astype(float)),
         gap=gap,
         p=p,
         signs=found,
@@ -71,35 +75,64 @@ def decide(evidence: Evidence) -> Verdict:
 
 
 def _first_deployed(evidence: Evidence) -> np.ndarray:
-    """What stood against the first attack on the deployed output; for a black box, against nothing."""
-    for outcome, step in zip(evidence.outcomes, evidence.trail, strict=True):
-        if step["kind"] == DEPLOYED:
-            found: np.ndarray = evidence.right & (outcome != 1)
-            return found
-    return evidence.right
+    """What stood against the first attack on the deployed output."""
+    first = next(
+        outcome for outcome, step in zip(evidence.outcomes, evidence.trail, strict=True) if step["kind"] == DEPLOYED
+    )
+    found: np.ndarray = evidence.right & (first != 1)
+    return found
 
 
 def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: float) -> tuple[Masked, str]:
     if evidence.is_black_box:
         return "inconclusive", "a black box shows no gradients; what stands here may fall to an attack that sees them"
+    if not evidence.right.any():
+        return "inconclusive", "no image is classified rightly to begin with"
+    if gap.value is None:
+        return "inconclusive", "the budget ended the attacks on the deployed output before their end"
     causes = [sign for sign in found if sign.is_present and sign.is_causal]
-    points = f"{100 * (gap.value or 0):.1f} points"
-    if gap.value is not None and gap.value >= POINTS and p < SIGNIFICANT:
-        if causes:
-            return "yes", f"{points} of robust accuracy are not there (p = {p:.1g}): {causes[0].name}"
-        return "inconclusive", f"other attacks take {points} more than cross-entropy does, and no sign says why"
+    points = f"{100 * gap.value:.1f} points"
+    if gap.value >= POINTS and p < SIGNIFICANT:
+        if not causes:
+            return "inconclusive", f"other attacks take {points} more than cross-entropy does, and no sign says why"
+        if {sign.number for sign in causes} == {2} and _has(found, "twice the iterations"):
+            return (
+                "inconclusive",
+                f"cross-entropy leaves {points} too many, but it has not converged: give it more steps",
+            )
+        return "yes", f"{points} of robust accuracy are not there (p = {p:.1g}): {causes[0].name}"
+    return _unless_weak(evidence, points)
+
+
+def _has(found: Sequence[Sign], name: str) -> bool:
+    return any(sign.is_present for sign in found if sign.name.startswith(name))
+
+
+def _unless_weak(evidence: Evidence, points: str) -> tuple[Masked, str]:
+    """Not masked, unless what stands may stand because the attacks are weak, or were not tried."""
+    standing = evidence.standing
     if evidence.ended_by_budget:
         return "inconclusive", "the budget ended the ladder before its end"
-    blind = evidence.standing & (evidence.ce == 0) & (evidence.margin == 0)
-    if blind.sum() > POINTS * max(1, evidence.standing.sum()):
+    if evidence.unasked > LITTLE * len(standing):
+        return "inconclusive", f"about {evidence.unasked:.0f} more images would fall to slow attacks that only some got"
+    blind = standing & (evidence.ce == 0) & (evidence.margin == 0)
+    if blind.sum() > POINTS * standing.sum():
         return "inconclusive", f"{int(blind.sum())} images that stand have no gradient, and only queries were left"
-    if len(evidence.solved) and evidence.solved.mean() < STRONG_ENOUGH:
-        solved = f"{int(evidence.solved.sum())} of {len(evidence.solved)}"
-        return "inconclusive", f"the attack solves {solved} problems that have a solution (binarisation test)"
-    never = np.isinf(evidence.close["nearest"]) if evidence.close else np.zeros(0, bool)
+    if standing.any():
+        solved = measures.share(int(evidence.solved.sum()), len(evidence.solved))
+        if solved.high is None:
+            return "inconclusive", "no problem could be posed to test the attack by (binarisation test)"
+        if solved.high < STRONG_ENOUGH:
+            tally = f"{int(evidence.solved.sum())} of {len(evidence.solved)}"
+            return "inconclusive", f"the attack solves {tally} problems that have a solution (binarisation test)"
+    never = np.isinf(evidence.close["nearest"])
     if never.any():
         return "inconclusive", f"{int(never.sum())} images never fell, whatever the distance"
     return "no", f"cross-entropy on the deployed output is within {points} of the worst case"
+
+
+LITTLE = 0.02
+"""Share of the images that may be expected to fall to what they were not given, before nothing is said."""
 
 
 def findings(subject: str, verdict: Verdict, evidence: Evidence, bar: float) -> list[Finding]:
@@ -108,11 +141,13 @@ def findings(subject: str, verdict: Verdict, evidence: Evidence, bar: float) -> 
 
 
 def _robust(subject: str, verdict: Verdict, evidence: Evidence, bar: float) -> Finding:
-    status = judge(verdict.robust, bar, good="above")
+    n = len(evidence.right)
+    expected = measures.share(max(0, round(float(evidence.standing.sum()) - evidence.unasked)), n)
+    status = judge(expected, bar, good="above")
     if status == "pass" and verdict.masked != "no":
         status = "inconclusive"  # an attack that failed where gradients may be hidden proves nothing
     titles: dict[Status, str] = {
-        "pass": f"Robust: at least {bar:.0%} survive every attack",
+        "pass": f"Robust: at least {bar:.0%} survive all that was tried",
         "fail": f"Not robust: under {bar:.0%} survive",
         "inconclusive": "What survived may not be robust",
     }
@@ -190,7 +225,21 @@ def _claim(subject: str, verdict: Verdict, evidence: Evidence) -> Finding:
 
 def tables(verdict: Verdict, evidence: Evidence) -> list[Table]:
     """The ladder, the signs, and the red team's table."""
-    return [_trail(evidence), _signs(verdict), _symptoms(verdict, evidence)]
+    found = [_trail(evidence), _signs(verdict), _symptoms(verdict, evidence)]
+    return found if evidence.is_black_box else [*found, _tested(evidence)]
+
+
+def _tested(evidence: Evidence) -> Table:
+    posed = len(evidence.solved)
+    rows: list[list[str | int | float | Measurement | None]] = [
+        ["the attack", measures.share(int(evidence.solved.sum()), posed)],
+        ["as many random draws", measures.share(int(evidence.lucky.sum()), posed)],
+    ]
+    note = (
+        f"Problems that have a solution by construction, posed around {posed} images. An attack that is strong enough "
+    )
+    note += f"for this classifier solves {STRONG_ENOUGH:.0%}; where random draws do as well, the problems were easy."
+    return Table(title="Is the attack strong enough? (binarisation test)", columns=["", "solved"], rows=rows, note=note)
 
 
 def self_test(verdicts: Mapping[str, Verdict]) -> Table:
@@ -246,22 +295,27 @@ def _signs(verdict: Verdict) -> Table:
 
 
 def _symptoms(verdict: Verdict, evidence: Evidence) -> Table:
-    by = {(sign.number, sign.name): sign for sign in verdict.signs}
-    deployed = measures.share(int(evidence.stood_deployed.sum()), max(1, int(evidence.right.sum())))
-    hidden = next((sign for (number, _), sign in by.items() if number == 3), None)
+    stood, right = int(evidence.stood_deployed.sum()), int(evidence.settled.sum())
+    survived = measures.share(stood, right)
+    often = survived.value is not None and survived.value > 0.5
+    hidden = next(sign for sign in verdict.signs if sign.number == 3)
     flat = next((sign for sign in verdict.signs if sign.name.startswith("success hardly")), None)
     dead = [sign for sign in verdict.signs if sign.number == 1 and sign.is_present]
     rows: list[list[str | int | float | Measurement | None]] = [
         [
             "FGSM and PGD nearly never succeed",
-            deployed,
-            "gradients vanish or are noise" if dead else "it may be robust: see the worst case",
+            survived,
+            "not seen"
+            if not often
+            else "gradients vanish or are noise"
+            if dead or verdict.masked == "yes"
+            else "it may be robust: see the worst case",
             "an attack that does not use the standard loss's gradient: C&W or a margin loss on the logits",
         ],
         [
             "robust in the white box, but queries or transfer succeed",
-            hidden.measured if hidden else None,
-            "the defence hides, it does not remove" if hidden and hidden.is_present else "not seen",
+            hidden.measured,
+            "the defence hides, it does not remove" if hidden.is_present else "not seen",
             "C&W on the logits; Square and HopSkipJump; transfer from a twin",
         ],
         [
@@ -304,7 +358,9 @@ def _against_epsilon(evidence: Evidence, epsilon: float) -> Curve:
     if len(nearest) and np.isfinite(nearest).any():
         radii += [float(nearest[np.isfinite(nearest)].max()) * 1.01]
     radii = sorted(set(radii))
-    shares = [measures.share(int((nearest > radius).sum()), len(nearest)) for radius in radii]
+    # the same tolerance as the ladder's, so that both say the same at epsilon
+    beyond = [nearest > radius * (1 + TOLERANCE) + 1e-7 for radius in radii]
+    shares = [measures.share(int(away.sum()), len(nearest)) for away in beyond]
 
     def of_all(value: float | None) -> float | None:
         return None if value is None else value * accuracy
@@ -321,6 +377,8 @@ def _against_epsilon(evidence: Evidence, epsilon: float) -> Curve:
         f"{never} of them never fell, so the curve does not reach 0: do not trust it."
         if never
         else "It reaches 0, as it must."
+        if len(nearest)
+        else "There is none."
     )
     return Curve(
         title="Accuracy against epsilon",
@@ -336,11 +394,9 @@ BINS = 12
 
 
 def _histograms(evidence: Evidence) -> list[Curve]:
-    logits, labels = evidence.logits, evidence.labels
-    own = np.take_along_axis(logits, labels[:, None], axis=1)[:, 0]
-    others = logits.copy()
-    np.put_along_axis(others, labels[:, None], -np.inf, axis=1)
-    found = [_histogram("Margins of the logits", "margin", own - others.max(axis=1), 0)]
+    if evidence.outputs == "labels":
+        return []
+    found = [_histogram("Margins of the logits", "margin", margins_of(evidence.logits, evidence.labels), 0)]
     if not evidence.is_black_box:
         alive = evidence.ce[evidence.ce > 0]
         dead = int((evidence.ce == 0).sum())

@@ -11,7 +11,7 @@ import yaml
 from stillproof.core.spec import Spec
 from stillproof.errors import InputError, nearest
 
-CODE_SETTINGS = ("data", "victim", "thief_model", "model", "teacher", "student")
+CODE_SETTINGS = ("data", "victim", "thief_model", "model", "teacher", "student", "twin", "adaptive")
 """The settings whose SPECs may name code."""
 
 

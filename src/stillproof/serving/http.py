@@ -11,6 +11,7 @@ from __future__ import annotations
 import io
 import json
 import time
+import zipfile
 from dataclasses import dataclass
 from typing import Literal
 
@@ -29,8 +30,8 @@ Format = Literal["json", "npz"]
 ANSWERS = ("logits", "probabilities", "labels")
 """What an answer may be called."""
 
-LARGEST_ANSWER = 2**28
-"""Bytes that an answer may have."""
+LARGEST_ANSWER = 2**26
+"""Bytes that an answer may have, packed or unpacked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +107,7 @@ class HttpClassifier:
             ) from None
         return self._answer(response, len(images))
 
-    def _send(self, body: bytes, headers: dict[str, str], images: int) -> httpx.Response:
+    def _send(self, body: bytes, headers: dict[str, str], images: int) -> bytes:
         if self.budget is not None and self.queries + images > self.budget:
             raise BudgetExceeded(
                 f"{self.queries} of {self.budget} queries are spent, and {images} more are needed.",
@@ -117,18 +118,31 @@ class HttpClassifier:
             self._next_request = time.monotonic() + 1 / self.endpoint.rate
         self.queries += images
         try:
-            response = self._client.post(self.endpoint.url, content=body, headers=headers)
+            with self._client.stream("POST", self.endpoint.url, content=body, headers=headers) as response:
+                content = self._received(response)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout):
             self.queries -= images  # it never left
             raise
+        except httpx.InvalidURL as error:
+            raise InputError(f"{self.endpoint.url!r} is no URL: {reason(error)}", "Mend the SPEC.") from None
         if response.status_code == 429 or response.status_code >= 500:
             response.raise_for_status()
         if response.status_code >= 300:
             raise Refused(
-                f"{self.endpoint.url} answers {response.status_code}: {response.text[:200]!r}",
+                f"{self.endpoint.url} answers {response.status_code}: {content[:200]!r}",
                 "It must take a POST with images; see docs/audit.md for the format.",
             )
-        return response
+        return content
+
+    def _received(self, response: httpx.Response) -> bytes:
+        content = bytearray()
+        for part in response.iter_bytes():
+            content += part
+            if len(content) > LARGEST_ANSWER:
+                raise Refused(
+                    f"{self.endpoint.url} answers with over {LARGEST_ANSWER:,} bytes.", "Ask for smaller batches."
+                )
+        return bytes(content)
 
     def _question(self, images: Tensor) -> tuple[bytes, dict[str, str]]:
         pixels = images.detach().cpu().contiguous().numpy()
@@ -138,20 +152,11 @@ class HttpClassifier:
         np.savez(content, images=pixels)
         return content.getvalue(), {"content-type": "application/octet-stream"}
 
-    def _answer(self, response: httpx.Response, n: int) -> Tensor:
-        if len(response.content) > LARGEST_ANSWER:
-            raise Refused(
-                f"{self.endpoint.url} answers with {len(response.content):,} bytes.", "Ask for smaller batches."
-            )
+    def _answer(self, content: bytes, n: int) -> Tensor:
         try:
-            found = (
-                json.loads(response.content)
-                if self.endpoint.format == "json"
-                else dict(np.load(io.BytesIO(response.content), allow_pickle=False))
-            )
-            kind = next(name for name in ANSWERS if name in found)
-            values = torch.as_tensor(np.asarray(found[kind]))
-        except (ValueError, TypeError, StopIteration, OSError) as error:
+            kind, array = _read_json(content) if self.endpoint.format == "json" else _read_npz(content)
+            values = torch.as_tensor(array)
+        except Exception as error:  # what a stranger sends may fail in any way
             raise Refused(
                 f"{self.endpoint.url} answers with what cannot be read as {self.endpoint.format}: {reason(error)}",
                 f"It must hold one of {', '.join(ANSWERS)}.",
@@ -166,4 +171,21 @@ class HttpClassifier:
         if kind == "labels":
             return values.long()
         values = values.float()
+        if not bool(values.isfinite().all()):
+            raise Refused(f"{self.endpoint.url} answers with NaN or infinite values.", "Check the classifier.")
         return values.clamp_min(torch.finfo(torch.float32).tiny).log() if kind == "probabilities" else values
+
+
+def _read_json(content: bytes) -> tuple[str, np.ndarray]:
+    found = json.loads(content)
+    kind = next(name for name in ANSWERS if name in found)
+    return kind, np.asarray(found[kind])
+
+
+def _read_npz(content: bytes) -> tuple[str, np.ndarray]:
+    """The one member that is an answer; its size is looked at before it is unpacked."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        kind = next(name for name in ANSWERS if f"{name}.npy" in archive.namelist())
+        if archive.getinfo(f"{kind}.npy").file_size > LARGEST_ANSWER:
+            raise ValueError(f"{kind} unpacks to over {LARGEST_ANSWER:,} bytes")
+        return kind, np.lib.format.read_array(io.BytesIO(archive.read(f"{kind}.npy")), allow_pickle=False)

@@ -26,6 +26,9 @@ LOOKING: Mapping[Profile, Mapping[str, Any]] = {
 }
 """How many images a profile audits."""
 
+PASSES = 500
+"""That an audit of a robust classifier takes an image, about, for the estimate of work."""
+
 PLANTED_SCALE = 50.0
 """What the self-test multiplies logits by, to plant a masked twin."""
 
@@ -74,7 +77,7 @@ def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
     from stillproof.core.classifiers import Model
     from stillproof.core.noise import derive
     from stillproof.core.plan import Plan, stage
-    from stillproof.core.stages import classifier_stage, training_stage
+    from stillproof.core.stages import classifier_stage
     from stillproof.core.training import Recipe
     from stillproof.errors import InputError
     from stillproof.evasion.stages import Adaptive, BlackBox, audit_black_box, audit_classifier
@@ -88,7 +91,7 @@ def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
     twin = None
     if settings.twin != "none" or settings.self_test:
         architecture = _twin_of(settings)
-        twin = training_stage("the twin", model=architecture, seed=derive(settings.seed, "twin"), **common)
+        twin = classifier_stage("the twin", model=architecture, seed=derive(settings.seed, "twin"), **common)
     if twin is not None and settings.twin != "none":
         inputs["twin"] = twin
     given: dict[str, Any] = {
@@ -105,6 +108,11 @@ def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
             )
         box = BlackBox(settings.model, settings.queries)
         box.check()
+        if settings.queries is not None and settings.queries < 2 * settings.images:
+            raise InputError(
+                f"{settings.queries} queries are too few for {settings.images} images.",
+                "Give --queries of at least twice --images, or fewer images.",
+            )
         outputs["model/audit"] = stage(audit_black_box, "audit the black box", box=box, **inputs, **given)
         return Plan(outputs, runtime)
     given["adaptive"] = Adaptive(settings.adaptive)
@@ -116,7 +124,13 @@ def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
         subjects |= {"masked twin": (classifier, PLANTED_SCALE), "clean twin": (twin, 1.0)}
     for name, (audited, scale) in subjects.items():
         outputs[f"{name}/audit"] = stage(
-            audit_classifier, f"audit the {name}", classifier=audited, scale=scale, **inputs, **given
+            audit_classifier,
+            f"audit the {name}",
+            passes=PASSES * min(settings.images, data.sizes.test),
+            classifier=audited,
+            scale=scale,
+            **inputs,
+            **given,
         )
     return Plan(outputs, runtime)
 
@@ -178,9 +192,10 @@ def conclude(settings: AuditSettings, values: Mapping[str, Artefact]) -> Result:
         tables.insert(0, verdict.self_test({"model": found} | planted))
         if planted["masked twin"].masked != "yes" or planted["clean twin"].masked == "yes":
             notes.append("The self-test failed: the audit did not tell the planted twins apart on these data.")
+    claimed = "" if found.claimed.value is None else f"PGD on the deployed output leaves {found.claimed.value:.1%}, "
     summary = (
-        f"masked: {found.masked}. {found.clean.value:.1%} accuracy; PGD on the deployed output leaves "
-        f"{found.claimed.value:.1%}, the worst case over all attacks {found.robust.value:.1%} ({settings.threat})."
+        f"masked: {found.masked}. {found.clean.value:.1%} accuracy; {claimed}the worst case over all that was tried "
+        f"leaves {found.robust.value:.1%} ({settings.threat})."
     )
     return Result(
         verb="audit",

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from stillproof.core.store import Artefact
 
 
+DEFENSIVE_TEMPERATURE = 50.0
+
+
 class DistillSettings(VerbSettings):
     """Settings of `distill`."""
 
@@ -32,7 +35,9 @@ class DistillSettings(VerbSettings):
     defensive: bool = Field(
         False, description="Distil defensively, teacher and student at --temperature. It hides gradients and no more."
     )
-    temperature: float = Field(50.0, ge=1, description="Of the defensive distillation; papers have 20 to 100.")
+    temperature: float = Field(
+        DEFENSIVE_TEMPERATURE, ge=1, description="Of the defensive distillation; papers have 20 to 100."
+    )
     robust: str | None = Field(
         None,
         description="Robust distillation by SPEC: rslad, ard?alpha=0.9. A teacher without weights is PGD-trained.",
@@ -106,18 +111,24 @@ def _way(settings: DistillSettings) -> _Way:
     chosen = [f"--{name}" for name, is_asked in asked.items() if is_asked]
     if len(chosen) > 1:
         raise InputError(f"{' and '.join(chosen)} contradict each other.", "Give one of them.")
+    if settings.temperature != DEFENSIVE_TEMPERATURE and not settings.defensive:
+        raise InputError(
+            "--temperature is that of defensive distillation.", "Add --defensive, or use kd?temperature=4."
+        )
     if settings.defensive:
         from stillproof.evasion.hardening.defensive_distillation import AtTemperature, SoftLabels
 
+        if settings.label_mode == "online":
+            raise InputError("defensive distillation learns answers on the plain images.", "Leave --label-mode out.")
         temperature = settings.temperature
         return _Way(SoftLabels(temperature=temperature), False, 3, AtTemperature(temperature=temperature))
-    objective = build("objective", Spec.parse(settings.robust or settings.objective))
-    if settings.robust:
-        from stillproof.evasion.hardening.adversarial_training import AdversarialTraining
-        from stillproof.evasion.hardening.inner import Inner
+    from stillproof.evasion.hardening.adversarial_training import AdversarialTraining
+    from stillproof.evasion.hardening.inner import Inner
 
-        if not isinstance(objective, Inner):
-            raise InputError(f"{settings.robust!r} is no robust distillation.", "Use rslad or ard.")
+    objective = build("objective", Spec.parse(settings.robust or settings.objective))
+    if settings.robust and not isinstance(objective, Inner):
+        raise InputError(f"{settings.robust!r} is no robust distillation.", "Use rslad or ard.")
+    if isinstance(objective, Inner):
         training = AdversarialTraining(threat=objective.threat)
         return _Way(objective, True, 3 * (objective.steps + 2) + 1, training, 3 * (training.steps + 1))
     online = settings.label_mode == "online" or isinstance(objective, FeatureObjective)
@@ -178,7 +189,8 @@ def conclude(settings: DistillSettings, values: Mapping[str, Artefact]) -> Resul
 def _notes(settings: DistillSettings) -> list[str]:
     if settings.defensive:
         return [
-            "Defensive distillation hides gradients and removes no adversarial example: "
+            "Defensive distillation hides gradients and removes no adversarial example (and not even that, if the "
+            "teacher brought weights that were not trained at this temperature): "
             "`stillproof audit --model …/student.safetensors` shows what it is worth."
         ]
     if settings.robust:

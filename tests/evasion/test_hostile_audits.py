@@ -1,0 +1,208 @@
+"""Audits of what is odd, broken or in the way: a verdict or one clear error, never a crash or a pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stillproof.attacks.threats import L2, Linf
+from stillproof.core.runtime import Runtime
+from stillproof.errors import BudgetExceeded, InputError
+from stillproof.evasion.auditing import Thoroughness, audit
+from stillproof.evasion.escalation import Budget, Effort
+from stillproof.evasion.stages import Asked
+from stillproof.evasion.verdict import curves, decide, findings, tables
+
+FP32 = Runtime("cpu", "fp32", 1)
+TINY = Thoroughness(
+    images=24,
+    close=12,
+    problems=3,
+    points=40,
+    effort=Effort(
+        pgd=5, apgd=8, targets=2, targeted=4, nearest=10, draws=10, probing=20, square=40, hop=300, patient=8
+    ),
+)
+
+
+class Net(nn.Module):
+    """A linear classifier of 8×8 images in a given number of classes, odd in one way."""
+
+    def __init__(self, way: str = "", classes: int = 3, channels: int = 1) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.way = way
+        self.norm = nn.BatchNorm1d(channels * 64)
+        self.head = nn.Linear(channels * 64, classes)
+        self.head.weight.data *= 5
+        if way == "half":
+            self.half()
+
+    def __deepcopy__(self, memo: object) -> Net:
+        if self.way == "not to be copied":
+            raise TypeError("no copies")
+        made = Net(self.way, self.head.out_features, self.head.in_features // 64)
+        made.load_state_dict(self.state_dict())
+        return made.train(self.training)
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.way == "fails on one" and len(images) == 1:
+            raise ValueError("one image")
+        if self.way == "NumPy":
+            images = torch.from_numpy(np.round(images.detach().cpu().numpy() * 20) / 20)
+        flat = images.flatten(1) - 0.5
+        if self.way == "normed":
+            flat = self.norm(flat)
+        logits: Tensor = self.head(flat)
+        return logits
+
+
+def case(model: nn.Module, n: int = 24, channels: int = 1) -> tuple[Tensor, Tensor]:
+    images = torch.rand(n, channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return images, model.eval()(images).argmax(1)
+
+
+def everything_said(model: object, images: Tensor, labels: Tensor, threat: Linf | L2, **given: object) -> str:
+    """An audit from end to end, down to what a report shows."""
+    found = audit(model, images, labels, threat, thoroughness=TINY, runtime=FP32, **given)  # type: ignore[arg-type]
+    verdict = decide(found.evidence)
+    assert findings("it", verdict, found.evidence, 0.3)
+    assert tables(verdict, found.evidence)
+    assert curves(found.evidence, threat.epsilon)
+    return verdict.masked
+
+
+@pytest.mark.parametrize("threat", [Linf(0.1), L2(0.8)])
+@pytest.mark.parametrize(("classes", "channels"), [(2, 1), (3, 3)])
+def test_any_number_of_classes_and_channels(threat: Linf | L2, classes: int, channels: int) -> None:
+    model = Net("", classes, channels)
+    images, labels = case(model, channels=channels)
+    assert everything_said(model, images, labels, threat) in ("no", "inconclusive")
+
+
+@pytest.mark.parametrize("way", ["fails on one", "not to be copied", "NumPy", "normed"])
+def test_odd_modules_are_audited(way: str) -> None:
+    model = Net(way)
+    images, labels = case(model)
+    model.train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    masked = everything_said(model, images, labels, Linf(0.1))
+    assert masked == {"NumPy": "yes"}.get(way, masked)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_cannot_run_is_refused_with_the_reason() -> None:
+    images = torch.rand(4, 1, 8, 8)
+    with pytest.raises(InputError, match="fails on images"):
+        audit(Net("half"), images, torch.zeros(4, dtype=torch.int64), Linf(0.1), runtime=FP32)
+    with pytest.raises(InputError, match="no image to audit"):
+        audit(Net(), images[:0], torch.zeros(0, dtype=torch.int64), Linf(0.1), runtime=FP32)
+
+
+def test_where_nothing_is_right_nothing_is_said() -> None:
+    model = Net()
+    images, labels = case(model)
+    assert everything_said(model, images, (labels + 1) % 3, Linf(0.1)) == "inconclusive"
+
+
+@pytest.mark.parametrize("passes", [1, 60, 200, 400])
+def test_a_budget_that_ends_early_calls_nothing_masked_or_robust(passes: int) -> None:
+    model = Net()
+    images, labels = case(model)
+    found = audit(model, images, labels, Linf(0.02), thoroughness=TINY, runtime=FP32, budget=Budget(passes=passes))
+    verdict = decide(found.evidence)
+    assert verdict.masked == "inconclusive"
+    assert {finding.status for finding in findings("it", verdict, found.evidence, 0.0)} <= {"inconclusive", "pass"}
+    assert findings("it", verdict, found.evidence, 0.0)[0].status != "pass"
+
+
+def test_a_box_that_answers_with_labels_of_one_class() -> None:
+    images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
+
+    def always_first(asked: Tensor) -> Tensor:
+        return torch.zeros(len(asked), dtype=torch.int64)
+
+    assert everything_said(always_first, images, labels, Linf(0.1), classes=3) == "inconclusive"
+
+
+def test_a_box_may_refuse_to_name_a_class() -> None:
+    images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
+
+    def shy(asked: Tensor) -> Tensor:
+        return torch.where(asked.mean((1, 2, 3)) > 0.5, -1, 0)
+
+    assert everything_said(shy, images, labels, Linf(0.1), classes=3) == "inconclusive"
+
+
+def test_the_budget_of_queries_holds_over_a_resumption(tmp_path: Path) -> None:
+    model = Net()
+    images, labels = case(model)
+    box = Asked(lambda asked: model(asked).detach(), 1500)
+    given = {"thoroughness": TINY, "runtime": FP32, "classes": 3, "checkpoint": tmp_path / "it.ckpt"}
+    audit(box, images, labels, Linf(0.05), **given)  # type: ignore[arg-type]
+    spent = box.queries
+    assert 0 < spent <= 1500
+    again = Asked(lambda asked: model(asked).detach(), 1500)
+    found = audit(again, images, labels, Linf(0.05), **given)  # type: ignore[arg-type]
+    assert again.queries == spent  # nothing was asked again, and what was is remembered
+    assert len(found.evidence.trail) >= 4
+
+
+def test_a_killed_audit_goes_on_to_the_same_evidence(tmp_path: Path) -> None:
+    model = Net()
+    images, labels = case(model)
+
+    class KilledError(Exception):
+        pass
+
+    def after_three(done: int, _of: int, _note: str) -> None:
+        if done == 3:
+            raise KilledError
+
+    given = {"thoroughness": TINY, "runtime": FP32}
+    whole = audit(model, images, labels, Linf(0.05), **given)  # type: ignore[arg-type]
+    place = tmp_path / "it.ckpt"
+    with pytest.raises(KilledError):
+        audit(model, images, labels, Linf(0.05), checkpoint=place, advance=after_three, **given)  # type: ignore[arg-type]
+    resumed = audit(model, images, labels, Linf(0.05), checkpoint=place, **given)  # type: ignore[arg-type]
+    for name in ("outcomes", "standing", "distance", "logits", "solved"):
+        assert np.array_equal(getattr(whole.evidence, name), getattr(resumed.evidence, name)), name
+    place.write_bytes(b"not a checkpoint")
+    with pytest.raises(Exception, match="cannot be read"):
+        audit(model, images, labels, Linf(0.05), checkpoint=place, **given)  # type: ignore[arg-type]
+
+
+def test_a_spent_box_ends_the_ladder() -> None:
+    images, labels = torch.rand(20, 1, 8, 8), torch.zeros(20, dtype=torch.int64)
+    with pytest.raises(BudgetExceeded):
+        audit(Asked(lambda asked: asked.flatten(1)[:, :3], 10), images, labels, Linf(0.1), classes=3, runtime=FP32)
+    few = replace(TINY, images=20)
+    box = Asked(lambda asked: torch.stack([1 - 0 * asked.mean((1, 2, 3)), 0 * asked.mean((1, 2, 3))], 1), 60)
+    found = audit(box, images, labels, Linf(0.1), classes=2, thoroughness=few, runtime=FP32)
+    assert box.queries <= 60
+    assert decide(found.evidence).masked == "inconclusive"
+
+
+class Broken(nn.Module):
+    def forward(self, _images: Tensor) -> Tensor:
+        raise RuntimeError("out of order")
+
+
+def test_an_adaptive_attack_that_fails_is_named() -> None:
+    model = Net()
+    images, labels = case(model)
+
+    def loss(*_: object) -> Tensor:
+        raise RuntimeError("out of order")
+
+    with pytest.raises(InputError, match="your adaptive attack fails"):
+        audit(model, images, labels, Linf(0.001), thoroughness=TINY, runtime=FP32, adaptive=loss)
+    with pytest.raises(InputError, match="fails on images"):
+        audit(model, images, labels, Linf(0.001), thoroughness=TINY, runtime=FP32, adaptive=Broken())
