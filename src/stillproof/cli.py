@@ -76,7 +76,7 @@ def demo(
     settings: Annotated[DemoSettings, Flags] = DemoSettings(),
     options: Annotated[RunOptions, Flags] = RunOptions(),
 ) -> int:
-    """Steal from a victim, harden it, steal again, on the built-in digits; always exits 0."""
+    """Steal, harden, steal again; distil defensively, and unmask it: on the built-in digits; always exits 0."""
     code = _run("demo", settings, options)
     return OK if code in (FOUND, INCOMPLETE) else code
 

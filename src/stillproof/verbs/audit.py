@@ -13,6 +13,7 @@ from stillproof.verbs import Verb
 from stillproof.verbs.settings import BY_PROFILE, TRAINING, Profile, VerbSettings, merged, settings_as_json
 
 if TYPE_CHECKING:
+    from stillproof.core.carving import Data
     from stillproof.core.plan import Plan, Stage
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
@@ -76,63 +77,82 @@ def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
     from stillproof.core.carving import data_stage
     from stillproof.core.classifiers import Model
     from stillproof.core.noise import derive
-    from stillproof.core.plan import Plan, stage
+    from stillproof.core.plan import Plan
     from stillproof.core.stages import classifier_stage
     from stillproof.core.training import Recipe
-    from stillproof.errors import InputError
-    from stillproof.evasion.stages import Adaptive, BlackBox, audit_black_box, audit_classifier
 
     parse_threat(settings.threat)
     data = data_stage(settings.data, settings.limit)
     recipe = Recipe.standard(settings.epochs)
     common: dict[str, Any] = {"data": data.stage, "recipe": recipe, "images": data.sizes.training}
     outputs: dict[str, Stage] = {"data": data.stage}
-    inputs: dict[str, Any] = {"data": data.stage}
     twin = None
     if settings.twin != "none" or settings.self_test:
         architecture = _twin_of(settings)
         twin = classifier_stage("the twin", model=architecture, seed=derive(settings.seed, "twin"), **common)
-    if twin is not None and settings.twin != "none":
-        inputs["twin"] = twin
-    given: dict[str, Any] = {
-        "threat": settings.threat,
-        "thoroughness": thoroughness(settings),
-        "budget": parse_budget(settings.budget),
-        "seed": settings.seed,
-    }
+    shown = twin if settings.twin != "none" else None
     if settings.is_black_box:
-        if settings.adaptive or settings.self_test:
-            raise InputError(
-                "a black box shows no gradient to climb, and no logits to multiply.",
-                "Leave --adaptive and --self-test out, or give the model itself.",
-            )
-        box = BlackBox(settings.model, settings.queries)
-        box.check()
-        if settings.queries is not None and settings.queries < 2 * settings.images:
-            raise InputError(
-                f"{settings.queries} queries are too few for {settings.images} images.",
-                "Give --queries of at least twice --images, or fewer images.",
-            )
-        outputs["model/audit"] = stage(audit_black_box, "audit the black box", box=box, **inputs, **given)
+        outputs["model/audit"] = _black_box_stage(settings, data, twin=shown)
         return Plan(outputs, runtime)
-    given["adaptive"] = Adaptive(settings.adaptive)
-    given["adaptive"].check()
     classifier = classifier_stage("the model", model=Model(settings.model), seed=settings.seed, **common)
     outputs["model"] = classifier
     subjects = {"model": (classifier, 1.0)}
     if settings.self_test and twin is not None:
         subjects |= {"masked twin": (classifier, PLANTED_SCALE), "clean twin": (twin, 1.0)}
     for name, (audited, scale) in subjects.items():
-        outputs[f"{name}/audit"] = stage(
-            audit_classifier,
-            f"audit the {name}",
-            passes=PASSES * min(settings.images, data.sizes.test),
-            classifier=audited,
-            scale=scale,
-            **inputs,
-            **given,
-        )
+        outputs[f"{name}/audit"] = audit_stage(settings, data, audited, twin=shown, what=f"the {name}", scale=scale)
     return Plan(outputs, runtime)
+
+
+def audit_stage(
+    settings: AuditSettings, data: Data, classifier: Stage, *, twin: Stage | None, what: str, scale: float = 1.0
+) -> Stage:
+    """The stage that audits a classifier. scale: factor on its logits, to plant a masked one. Raises InputError."""
+    from stillproof.core.plan import stage
+    from stillproof.evasion.stages import Adaptive, audit_classifier
+
+    adaptive = Adaptive(settings.adaptive)
+    adaptive.check()
+    return stage(
+        audit_classifier,
+        f"audit {what}",
+        passes=PASSES * min(settings.images, data.sizes.test),
+        classifier=classifier,
+        scale=scale,
+        adaptive=adaptive,
+        **_given(settings, data, twin),
+    )
+
+
+def _given(settings: AuditSettings, data: Data, twin: Stage | None) -> dict[str, Any]:
+    return {
+        "data": data.stage,
+        "threat": settings.threat,
+        "thoroughness": thoroughness(settings),
+        "budget": parse_budget(settings.budget),
+        "seed": settings.seed,
+        **({} if twin is None else {"twin": twin}),
+    }
+
+
+def _black_box_stage(settings: AuditSettings, data: Data, *, twin: Stage | None) -> Stage:
+    from stillproof.core.plan import stage
+    from stillproof.errors import InputError
+    from stillproof.evasion.stages import BlackBox, audit_black_box
+
+    if settings.adaptive or settings.self_test:
+        raise InputError(
+            "a black box shows no gradient to climb, and no logits to multiply.",
+            "Leave --adaptive and --self-test out, or give the model itself.",
+        )
+    box = BlackBox(settings.model, settings.queries)
+    box.check()
+    if settings.queries is not None and settings.queries < 2 * settings.images:
+        raise InputError(
+            f"{settings.queries} queries are too few for {settings.images} images.",
+            "Give --queries of at least twice --images, or fewer images.",
+        )
+    return stage(audit_black_box, "audit the black box", box=box, **_given(settings, data, twin))
 
 
 def _twin_of(settings: AuditSettings) -> Any:

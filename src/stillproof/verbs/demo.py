@@ -7,14 +7,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from stillproof.findings import Result
-from stillproof.verbs import Verb, steal
+from stillproof.findings import Result, worst
+from stillproof.verbs import Verb, audit, steal
 from stillproof.verbs.settings import Profile, VerbSettings
 
 if TYPE_CHECKING:
     from stillproof.core.plan import Plan
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
+
+MODEL = "zoo:cnn?width=16"
+EPOCHS = 20
+TEMPERATURE = 50.0
+
+THEFT, EVASION = "theft/", "evasion/"
+"""What the names of each workshop's artefacts begin with."""
 
 
 class DemoSettings(VerbSettings):
@@ -31,30 +38,81 @@ class DemoSettings(VerbSettings):
             data=self.data,
             limit=self.limit,
             seed=self.seed,
-            victim="zoo:cnn?width=16",
-            thief_model="zoo:cnn?width=16",
+            victim=MODEL,
+            thief_model=MODEL,
             thief=("kd", "label-only", steal.FIXED_KD),
             defence=("ast",),
             queries="5/class",
             seeds=5,
-            epochs=20,
+            epochs=EPOCHS,
             thief_epochs=80,
+        )
+
+    def evasion(self) -> audit.AuditSettings:
+        """The audit that it is, of a defensively distilled classifier."""
+        return audit.AuditSettings(
+            profile="smoke",
+            data=self.data,
+            limit=self.limit,
+            seed=self.seed,
+            model=f"distilled, T = {TEMPERATURE:g}",
+            threat="linf:0.1",
+            images=120,
+            epochs=EPOCHS,
         )
 
 
 def plan(settings: DemoSettings, runtime: Runtime) -> Plan:
-    """That of the theft."""
-    return steal.plan(settings.theft(), runtime)
+    """Those of the theft and of the audit; the audit's undistilled twin is the theft's first victim."""
+    from stillproof.core.carving import data_stage
+    from stillproof.core.classifiers import Model
+    from stillproof.core.noise import derive
+    from stillproof.core.plan import Plan
+    from stillproof.core.training import Recipe
+    from stillproof.evasion.hardening.defensive_distillation import DefensiveDistillation
+
+    theft = steal.plan(settings.theft(), runtime).outputs
+    data = data_stage(settings.data, settings.limit)
+    distilled = DefensiveDistillation(temperature=TEMPERATURE).stage(
+        data=data.stage,
+        model=Model(MODEL),
+        recipe=Recipe.standard(EPOCHS),
+        seed=derive(settings.seed, "distilled"),
+        images=data.sizes.training,
+    )
+    twin = theft[f"{settings.seed}/victim/model"]
+    audited = audit.audit_stage(settings.evasion(), data, distilled, twin=twin, what="the distilled classifier")
+    outputs = {f"{THEFT}{name}": found for name, found in theft.items()}
+    outputs |= {f"{EVASION}model": distilled, f"{EVASION}model/audit": audited}
+    return Plan(outputs, runtime)
+
+
+def _of(workshop: str, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
+    return {name.removeprefix(workshop): value for name, value in values.items() if name.startswith(workshop)}
 
 
 def conclude(settings: DemoSettings, values: Mapping[str, Artefact]) -> Result:
-    """That of the theft."""
-    return steal.conclude(settings.theft(), values).model_copy(update={"verb": "demo"})
+    """Both verdicts on one page."""
+    found = [
+        steal.conclude(settings.theft(), _of(THEFT, values)),
+        audit.conclude(settings.evasion(), _of(EVASION, values)),
+    ]
+    return Result(
+        verb="demo",
+        status=worst(result.status for result in found),
+        summary=" ".join(result.summary for result in found),
+        notes=[note for result in found for note in result.notes],
+        findings=[finding for result in found for finding in result.findings],
+        tables=[table for result in found for table in result.tables],
+        curves=[curve for result in found for curve in result.curves],
+        images=[image for result in found for image in result.images],
+        settings={"theft": found[0].settings, "evasion": found[1].settings},
+    )
 
 
 def models(settings: DemoSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
-    """Those of the theft."""
-    return steal.models(settings.theft(), values)
+    """Those of the theft, and the distilled classifier."""
+    return steal.models(settings.theft(), _of(THEFT, values)) | {"distilled": values[f"{EVASION}model"]}
 
 
 DEMO = Verb("demo", DemoSettings, plan, conclude, models)
