@@ -54,7 +54,7 @@ def test_help_needs_no_torch_and_no_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("steal", "harden", "distill", "demo", "report", "resume", "list", "doctor"):
+    for verb in ("steal", "harden", "distill", "audit", "demo", "report", "resume", "list", "doctor"):
         assert verb in done.stdout
 
 

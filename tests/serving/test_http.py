@@ -30,6 +30,7 @@ class Server:
     def __init__(self, port: int = 0) -> None:
         self.images, self.requests, self.faults = 0, list[float](), list[str]()
         self.kind = "logits"
+        self.scores = scores
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -47,7 +48,7 @@ class Server:
                 if fault == "hang":
                     time.sleep(1.0)
                     return
-                found = scores(images)
+                found = outer.scores(images)
                 answer = {
                     "logits": found,
                     "labels": found.argmax(1),
@@ -68,9 +69,19 @@ class Server:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self.handler = Handler
+        self.port = port
+        self.start()
+
+    def start(self) -> None:
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), self.handler)
         self.port = self.server.server_address[1]
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def restart(self) -> None:
+        self.stop()
+        time.sleep(0.5)
+        self.start()
 
     @property
     def url(self) -> str:

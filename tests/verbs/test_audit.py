@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 from torch import Tensor, nn
 
@@ -12,6 +14,7 @@ from stillproof.errors import InputError
 from stillproof.findings import Result
 from stillproof.runs.options import RunOptions
 from stillproof.verbs.audit import AuditSettings, parse_budget, plan
+from tests.serving.test_http import Server
 
 SETTINGS = {"data": "digits", "profile": "smoke", "epochs": 6, "images": 60, "threat": "linf:0.1"}
 
@@ -61,6 +64,34 @@ def test_a_black_box_has_a_budget_of_queries(tmp_path: Path) -> None:
     result = audited(tmp_path, **settings)
     assert 0 < result.cost.queries <= 2000
     assert next(finding for finding in result.findings if finding.rule == "SP-E2").status == "inconclusive"
+
+
+def ten_scores(images: np.ndarray) -> np.ndarray:
+    """Of a linear classifier that knows nothing."""
+    weight = np.random.default_rng(0).normal(size=(64, 10)).astype(np.float32)
+    found: np.ndarray = (images.reshape(len(images), -1) - 0.5) @ weight
+    return found
+
+
+@pytest.mark.parametrize("form", ["json", "npz"])
+def test_an_endpoint_is_audited_and_every_query_is_counted(tmp_path: Path, form: str) -> None:
+    server = Server()
+    server.scores = ten_scores
+    server.faults = ["", "500", "", "503", "hang"]
+    threading.Timer(1.5, server.restart).start()
+    result = audited(
+        tmp_path,
+        model=f"{server.url}?format={form}&timeout=0.5&patience=30&rate=200&batch=32",
+        twin="none",
+        images=40,
+        queries=3000,
+    )
+    assert result.cost.queries == server.images <= 3000
+    assert min(np.diff(server.requests)) > 0.5 / 200
+    robust = result.findings[0].measurements["worst-case robust accuracy"].value
+    assert robust is not None
+    assert robust < 0.05  # of a classifier that nobody trained, and that queries can fool
+    server.stop()
 
 
 def test_an_adaptive_attack_is_a_rung(tmp_path: Path) -> None:

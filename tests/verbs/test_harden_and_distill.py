@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from stillproof.core.measurement import Measurement
 from stillproof.core.plan import Execution
 from stillproof.core.runtime import Runtime
 from stillproof.core.store import Store
+from stillproof.errors import InputError
 from stillproof.findings import Result
 from stillproof.verbs import VERBS, Verb, verb_named
 from tests.verbs.test_steal import Silent
@@ -63,3 +65,29 @@ def test_a_student_without_labels_follows_its_teacher(tmp_path: Path, label_mode
     assert rows["student"][2].value > 0.6  # type: ignore[union-attr]
     assert rows["teacher"][-1].value == pytest.approx(0, abs=1e-9)  # type: ignore[union-attr]
     assert rows["student"][-1].value < 1  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"defensive": True, "robust": "rslad"}, "contradict"),
+        ({"objective": "dkd", "robust": "rslad"}, "contradict"),
+        ({"temperature": 20.0}, "--defensive"),
+        ({"defensive": True, "label_mode": "online"}, "plain images"),
+        ({"robust": "kd"}, "no robust distillation"),
+    ],
+)
+def test_ways_that_contradict_each_other_are_refused(settings: dict[str, Any], match: str) -> None:
+    verb: Verb = verb_named("distill")
+    given = verb.settings(data="digits", teacher="zoo:cnn?width=8", student="zoo:cnn?width=8", **settings)
+    with pytest.raises(InputError, match=match):
+        verb.plan(given.resolved(), Runtime.choose())
+
+
+@pytest.mark.parametrize("way", [{"defensive": True, "temperature": 20.0}, {"robust": "rslad?threat=linf:0.1&steps=2"}])
+def test_defensive_and_robust_distillation_run(way: dict[str, Any], tmp_path: Path) -> None:
+    result = run("distill", tmp_path, epochs=8, teacher="zoo:cnn?width=8", student="zoo:cnn?width=8", **way)
+    assert "audit" in result.notes[0]
+    accuracy = result.tables[0].rows[1][1]
+    assert isinstance(accuracy, Measurement)
+    assert (accuracy.value or 0) > 0.25  # of ten classes, after eight epochs of 400 images

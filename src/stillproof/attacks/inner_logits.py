@@ -44,7 +44,8 @@ class InnerLogits(nn.Module):
 
 
 def inner_logits(classifier: nn.Module, images: Tensor) -> nn.Module:
-    """The classifier up to its last linear layer, where that decides as the classifier does; else the classifier."""
+    """The classifier up to its last linear layer, where that decides as the classifier does and says more; else the
+    classifier."""
     layer = last_linear(classifier, images)
     if layer is None:
         return classifier
@@ -52,4 +53,4 @@ def inner_logits(classifier: nn.Module, images: Tensor) -> nn.Module:
     with torch.no_grad():
         said, answer = found(images), classifier(images)
     alike = said.shape == answer.shape and torch.equal(said.argmax(1), answer.argmax(1))
-    return found if alike else classifier
+    return found if alike and not torch.equal(said, answer) else classifier
