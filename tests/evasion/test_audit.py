@@ -1,6 +1,7 @@
 """Planted truths: what the audit says of classifiers that are known to be masked, robust, both, or neither."""
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import replace
 
 import pytest
@@ -43,14 +44,31 @@ def trained(
 @pytest.fixture(scope="module")
 def models(digits: DataSource, runtime: Runtime) -> Mapping[str, nn.Module]:
     """A plain classifier, its twin from another seed, a PGD-trained one, a defensively distilled one."""
+    signs = Signs()
+    fit(signs, CrossEntropy(), digits.train, recipe=Recipe(epochs=20, batch_size=50), runtime=runtime, seed=0)
     teacher = trained(digits, AtTemperature(temperature=50), runtime)
     answers = predict(teacher, digits.train, runtime)
     return {
+        "signs": signs,
         "plain": trained(digits, CrossEntropy(), runtime),
         "twin": trained(digits, CrossEntropy(), runtime, seed=1),
         "hardened": trained(digits, AdversarialTraining(threat="linf:0.1"), runtime),
         "distilled": trained(digits, SoftLabels(temperature=50), runtime, **{TEACHER: answers}),
     }
+
+
+class Signs(nn.Module):
+    """A hidden layer of signs: trained through tanh, deployed without a gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.hidden, self.head = nn.Linear(64, 96), nn.Linear(96, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        hidden = self.hidden(images.flatten(1) - 0.5)
+        logits: Tensor = self.head(hidden.tanh() if self.training else hidden.sign())
+        return logits
 
 
 class Around(nn.Module):
@@ -61,6 +79,9 @@ class Around(nn.Module):
         self.classifier, self.way = classifier, way
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.way == "bf16":
+            for parameter in self.parameters():
+                parameter.data = parameter.data.bfloat16().float()
         if self.way == "8 levels":
             images = (images * 7).round() / 7
         if self.way == "no_grad":
@@ -88,6 +109,9 @@ def audited(
 TRUTHS = {
     "plain": ("plain", "", "no"),
     "plain, + 1000": ("plain", "+ 1000", "no"),
+    "plain, bf16 weights": ("plain", "bf16", "no"),
+    "plain, over-confident": ("plain", "× 4", "no"),
+    "signs": ("signs", "", "yes"),
     "plain, × 100": ("plain", "× 100", "yes"),
     "plain, saturated probabilities": ("plain", "saturated probabilities", "yes"),
     "plain, 8 levels": ("plain", "8 levels", "yes"),
@@ -105,7 +129,7 @@ def test_masked_is_called_masked_and_honest_is_not(
     base, way, truth = TRUTHS[name]
     outputs = "probabilities" if "probabilities" in way else "logits"
     twins = [models["twin"]]
-    verdict, found = audited(Around(models[base], way), digits, runtime, outputs=outputs, twins=twins)
+    verdict, found = audited(Around(deepcopy(models[base]), way), digits, runtime, outputs=outputs, twins=twins)
     assert verdict.masked == truth, verdict.why
     honest, _ = audited(models[base], digits, runtime, twins=twins) if way else (verdict, found)
     # hiding gradients hides little from the worst case, which is about that of the classifier within: nothing where

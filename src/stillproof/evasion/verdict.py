@@ -280,17 +280,15 @@ def _signs(verdict: Verdict) -> Table:
     said = {True: "yes", False: "no", None: "not measured"}
     rows: list[list[str | int | float | Measurement | None]] = [
         [
-            f"{sign.number}{' (causal)' if sign.is_causal else ''}",
-            sign.name,
+            f"{sign.number}{', causal' if sign.is_causal else ''}: {sign.name}",
             sign.measured,
             sign.threshold,
             said[sign.is_present],
-            sign.says,
-            ", ".join(map(str, sign.images)),
+            sign.says + (f" (images {', '.join(map(str, sign.images))})" if sign.images else ""),
         ]
         for sign in verdict.signs
     ]
-    columns = ["sign", "", "measured", "threshold", "present", "what it says", "images"]
+    columns = ["sign", "measured", "a sign if", "present", "what it says"]
     return Table(title="Signs of masked gradients", columns=columns, rows=rows, note=f"Masked: {verdict.masked}.")
 
 
