@@ -6,7 +6,8 @@ names a checkout of the original AutoAttack, its APGD runs too.
 
 Every contestant gets the same images and labels and gives images back; what is adversarial is then judged in fp32 on
 the original classifier, and distances are measured, by one function for all. Contestants take turns, in an order that
-rotates, three times (STILLPROOF_ROUNDS); times are medians. All in one process.
+rotates, three times (STILLPROOF_ROUNDS), each with a seed of its own; times are medians, strengths means. All in one
+process.
 
 - ball: PGD-40 and APGD-100, Linf 8/255, 500 images, three classifiers.
 - minimal: FMN and DDN, 100 steps; C&W at 5 x 200. patient: C&W at 9 x 1000. 100 images.
@@ -47,8 +48,8 @@ EPSILON, STEP = 8 / 255, 2 / 255
 IMAGES, FEW = 500, 100
 ROUNDS = int(os.environ.get("STILLPROOF_ROUNDS", "3"))
 
-Contestant = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(classifier, images, labels) -> adversarial images."""
+Contestant = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
+"""(classifier, images, labels, seed) -> adversarial images. Whoever takes no seed has torch's and NumPy's."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,9 @@ class Contest:
 
         def in_precision(precision: str) -> Contestant:
             chosen = replace(runtime, precision=precision)  # type: ignore[arg-type]
-            return lambda model, images, labels: self.ours(model, images, labels, runtime=chosen).images
+            return lambda model, images, labels, seed: (
+                self.ours(model, images, labels, seed=seed, runtime=chosen).images
+            )
 
         mine = {f"ours, {precision}": in_precision(precision) for precision in ("fp32", "bf16")}
         return mine | dict(self.peers)
@@ -78,7 +81,7 @@ def foolbox_attack(name: str, epsilon: float | None = None, **settings: Any) -> 
     """An attack of foolbox; without epsilon it looks for the smallest change."""
     import foolbox
 
-    def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def run(model: nn.Module, images: Tensor, labels: Tensor, _seed: int) -> Tensor:
         wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
         attack = getattr(foolbox.attacks, name)(**settings)
         _, found, _ = attack(wrapped, images, labels, epsilons=epsilon)
@@ -92,7 +95,7 @@ def art_attack(name: str, **settings: Any) -> Contestant:
     import art.attacks.evasion as attacks
     from art.estimators.classification import PyTorchClassifier
 
-    def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def run(model: nn.Module, images: Tensor, labels: Tensor, _seed: int) -> Tensor:
         wrapped = PyTorchClassifier(
             model, nn.CrossEntropyLoss(), tuple(images.shape[1:]), 10, clip_values=(0.0, 1.0), device_type="cpu"
         )
@@ -106,7 +109,7 @@ def torchattacks_attack(name: str, **settings: Any) -> Contestant:
     """An attack of torchattacks."""
     import torchattacks
 
-    def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    def run(model: nn.Module, images: Tensor, labels: Tensor, _seed: int) -> Tensor:
         return getattr(torchattacks, name)(model, **settings)(images, labels)
 
     return run
@@ -117,8 +120,8 @@ def original_apgd(**settings: Any) -> Contestant:
     sys.path.insert(0, os.environ["STILLPROOF_AUTOATTACK"])
     from autoattack.autopgd_base import APGDAttack
 
-    def run(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        attack = APGDAttack(model, device="cpu", verbose=False, **settings)
+    def run(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
+        attack = APGDAttack(model, device="cpu", verbose=False, seed=seed, **settings)
         return attack.perturb(images, labels)
 
     return run
@@ -210,6 +213,12 @@ def judged(model: nn.Module, found: Tensor, images: Tensor, labels: Tensor, cont
     }
 
 
+def mean(values: list[float | None]) -> float | None:
+    """Over the seeds; None where one has none."""
+    known = [value for value in values if value is not None]
+    return statistics.mean(known) if len(known) == len(values) else None
+
+
 class Counting(nn.Module):
     """A classifier that counts the images it is asked about."""
 
@@ -227,7 +236,7 @@ def budgeted(contest: Contest, model: nn.Module, images: Tensor, labels: Tensor)
     if contest.budget_of not in contest.peers:
         return contest
     counting = Counting(model).eval()
-    contest.peers[contest.budget_of](counting, images.clone(), labels.clone())
+    contest.peers[contest.budget_of](counting, images.clone(), labels.clone(), 0)
     return replace(contest, ours=replace(contest.ours, queries=counting.asked // len(images)))
 
 
@@ -238,19 +247,26 @@ def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str]) ->
         model = of.classifiers[name].eval()
         entries = budgeted(contest, model, images, labels).contestants(runtime)
         times: dict[str, list[float]] = {entry: [] for entry in entries}
-        strength: dict[str, dict[str, Any]] = {}
+        strength: dict[str, list[dict[str, Any]]] = {entry: [] for entry in entries}
         order = list(entries)
-        for _ in range(ROUNDS):
+        for seed in range(ROUNDS):
             for entry in order:
+                torch.manual_seed(seed)
+                np.random.seed(seed)
                 began = time.perf_counter()
-                found = entries[entry](model, images.clone(), labels.clone())
+                found = entries[entry](model, images.clone(), labels.clone(), seed)
                 times[entry].append(time.perf_counter() - began)
-                strength[entry] = judged(model, found, images, labels, contest)
-                print(f"  {contest.name}, {name}, {entry}: {times[entry][-1]:.1f} s, {strength[entry]}", flush=True)
+                strength[entry].append(judged(model, found, images, labels, contest))
+                print(f"  {contest.name}, {name}, {entry}: {times[entry][-1]:.1f} s, {strength[entry][-1]}", flush=True)
             order = order[1:] + order[:1]
         medians = {entry: statistics.median(values) for entry, values in times.items()}
         table = {
-            entry: {**strength[entry], "seconds": round(medians[entry], 2), "all": [round(t, 2) for t in times[entry]]}
+            entry: {
+                **{key: mean([found[key] for found in strength[entry]]) for key in strength[entry][0]},
+                "by seed": [found["robust_accuracy"] for found in strength[entry]],
+                "seconds": round(medians[entry], 2),
+                "all": [round(t, 2) for t in times[entry]],
+            }
             for entry in entries
         }
         record("attacks", **{f"{contest.name}, {name}": {"images": len(images), "rounds": ROUNDS, **table}})
