@@ -18,11 +18,13 @@ process.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -303,20 +305,28 @@ def idle(of: Shared, runtime: Runtime) -> None:
     record("attacks", idle=found)
 
 
-def memory(of: Shared, runtime: Runtime) -> None:
-    """What an attack holds beside its inputs and results."""
+def held_by(n: int) -> int:
+    """What PGD on so many images holds at its peak, inputs and results excluded; in this process, which is fresh."""
+    runtime = Runtime.choose()
+    runtime.apply()
+    of = shared(runtime)
+    repeats = -(-n // len(of.test))
+    images = (of.test.images.repeat(repeats, 1, 1, 1)[:n].float() / 255).contiguous()
+    labels = of.test.known_labels().repeat(repeats)[:n]
+    before, peak = held_bytes(), Peak()
+    peak.start()
+    result = PGD(threat=Linf(EPSILON), steps=3)(of.classifiers["undefended"], images, labels, runtime=runtime)
+    peak.done.set()
+    peak.join()
+    return peak.most - before - result.images.nbytes
+
+
+def memory() -> None:
+    """What an attack holds beside its inputs and results, each size in a process of its own."""
     found = {}
-    for n in (1000, 1000, 10_000):  # the first warms up
-        repeats = -(-n // len(of.test))
-        images = (of.test.images.repeat(repeats, 1, 1, 1)[:n].float() / 255).contiguous()
-        labels = of.test.known_labels().repeat(repeats)[:n]
-        before = held_bytes()
-        peak = Peak()
-        peak.start()
-        result = PGD(threat=Linf(EPSILON), steps=3)(of.classifiers["undefended"], images, labels, runtime=runtime)
-        peak.done.set()
-        peak.join()
-        found[n] = peak.most - before - result.images.nbytes
+    for n in (1000, 10_000):
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+            found[n] = process.submit(held_by, n).result()
     record("attacks", memory={"1000": found[1000], "10000": found[10_000], "ratio": found[10_000] / found[1000]})
 
 
@@ -336,7 +346,7 @@ def main() -> None:
         if part == "idle":
             idle(of, runtime)
         elif part == "memory":
-            memory(of, runtime)
+            memory()
         else:
             names = list(of.classifiers) if part == "ball" else ["undefended", "distilled"]
             for contest in contests(part, left_out):

@@ -128,15 +128,15 @@ def test_the_model_is_left_as_it_was_and_passes_are_counted() -> None:
         counted += len(given[0])
 
     model.register_forward_hook(count)
-    beside: list[int] = []
     for steps in (5, 9):
         counted = 0
         found = PGD(steps=steps)(model, images, labels, runtime=FP32)
-        beside.append(counted - int(found.forwards.sum()))
+        told = int(found.forwards.sum())
+        # beside what is told: the probes of the preparation, and what fills batches up, at most an eighth
+        assert told <= counted <= told * 9 / 8 + 8 * PROBES
     assert model.training
     assert model.weight.requires_grad
     assert model.weight.grad is None
-    assert beside[0] == beside[1] <= 6 * PROBES
 
 
 def test_bad_input_is_refused() -> None:

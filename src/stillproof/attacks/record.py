@@ -34,7 +34,8 @@ CLEARANCE = 1e-5
 class AttackResult:
     """What an attack found, an entry an image.
 
-    images: float32, (N, C, H, W); success: bool; distance: float32; forwards, backwards, queries: int64;
+    images: float32, (N, C, H, W); success: bool; distance: float32; forwards, backwards, queries: int64 (passes about
+    the image: what fills a batch up on a CPU, at most an eighth more, is nobody's);
     first_success: int64, the pass of the first success (as judged within the attack), −1 where there was
     none. An image that was misclassified to begin with is a success at distance 0.
     """
