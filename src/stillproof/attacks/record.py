@@ -11,6 +11,7 @@ from torch import Tensor
 from stillproof.attacks.frozen import ROUNDING_TOLERANCE, Frozen
 from stillproof.attacks.losses import margin
 from stillproof.attacks.threats import Norm, per_image
+from stillproof.core.measurement import Cost
 from stillproof.errors import InputError
 
 Keep = Literal["first", "largest", "nearest"]
@@ -47,6 +48,12 @@ class AttackResult:
     backwards: Tensor
     queries: Tensor
     first_success: Tensor
+
+    @property
+    def cost(self) -> Cost:
+        """All passes and queries together."""
+        forwards, backwards, queries = (int(count.sum()) for count in (self.forwards, self.backwards, self.queries))
+        return Cost(forwards=forwards, backwards=backwards, queries=queries)
 
     @classmethod
     def of(cls, images: Tensor) -> AttackResult:

@@ -16,12 +16,13 @@ from stillproof.attacks.frozen import Classifier, frozen
 from stillproof.attacks.gradient import APGD
 from stillproof.attacks.straight_through import way_through
 from stillproof.attacks.threats import L2, Linf
+from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
 from stillproof.evasion.binarisation import Binarised, binarisation_test
 from stillproof.evasion.escalation import Budget, Climb, Effort, Ladder, begin, restore, rungs
-from stillproof.evasion.examination import First, examine, first_look
+from stillproof.evasion.examination import REPEATED, Examined, First, examine, first_look
 from stillproof.evasion.indicators import REPEAT_TOLERANCE, Evidence
 
 EOT_SAMPLES = 10
@@ -45,10 +46,11 @@ class Thoroughness:
 
 @dataclass(frozen=True, slots=True)
 class Audited:
-    """What an audit saw, and the adversarial images it can show: float32, (C, H, W), by row."""
+    """What an audit saw, the adversarial images it can show (float32, (C, H, W), by row), and its cost."""
 
     evidence: Evidence
     shown: Mapping[int, Tensor]
+    cost: Cost
 
 
 def audit(
@@ -119,7 +121,7 @@ def audit(
         climb.save(ladder)
         climb.go(ladder, list(steps))
         rows = ladder.right.nonzero()[: how.close, 0]
-        close: Mapping[str, Tensor] = {}
+        close = Examined({}, Cost())
         tested = Binarised.nothing()
         if module is not None and len(rows) and not ladder.ended_by_budget:
             way = through if bool(ladder.dead[rows].any()) else None
@@ -133,7 +135,19 @@ def audit(
                 posed = images[rows[: how.problems]]
                 tested = binarisation_test(module, posed, attack, threat, runtime, points=how.points, seed=seed)
     said = "labels" if labels_only else outputs
-    return Audited(_evidence(labels, ladder, rows, close, tested, said, is_black_box=module is None), ladder.shown)
+    cost = _first_cost(len(images), samples, has_gradient=module is not None) + close.cost + tested.cost
+    for step in ladder.steps:
+        cost += Cost(forwards=step.forwards, backwards=step.backwards, queries=step.queries)
+    evidence = _evidence(labels, ladder, rows, close.found, tested, said, is_black_box=module is None)
+    return Audited(evidence, ladder.shown, cost)
+
+
+def _first_cost(images: int, samples: int, *, has_gradient: bool) -> Cost:
+    """Of the first look: two judgements and two gradients, and again averaged where two passes differ."""
+    if not has_gradient:
+        return Cost(queries=images + min(images, REPEATED))
+    again = 2 * samples + 2 if samples > 1 else 0
+    return Cost(forwards=(4 + again) * images, backwards=(2 + (2 if again else 0)) * images)
 
 
 def _first(classifier: Classifier, images: Tensor, labels: Tensor, runtime: Runtime, classes: int, seed: int) -> First:

@@ -9,7 +9,7 @@ Source: Zimmermann et al. 2022, arXiv 2206.13991.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from stillproof.attacks.inner_logits import last_linear
 from stillproof.attacks.random_draws import RandomDraws
 from stillproof.attacks.straight_through import way_through
 from stillproof.attacks.threats import L2, Linf, unit
+from stillproof.core.measurement import Cost
 from stillproof.core.noise import Noise, derive
 from stillproof.core.runtime import Runtime
 
@@ -39,6 +40,7 @@ class Binarised:
 
     attack: Tensor
     random: Tensor
+    cost: Cost = field(default_factory=Cost)
 
     @classmethod
     def nothing(cls) -> Binarised:
@@ -64,6 +66,7 @@ def binarisation_test(
     """
     solved: list[Tensor] = []
     lucky: list[Tensor] = []
+    cost = Cost()
     head = last_linear(classifier, images[:2].to(runtime.device)) if len(images) else None
     for number in range(len(images)):
         one = images[number : number + 1]
@@ -74,10 +77,12 @@ def binarisation_test(
             continue
         inside = torch.zeros(1, dtype=torch.int64)
         through = way_through(posed, around[:4])
-        solved.append(attack(posed, one, inside, seed=seed, runtime=runtime, through=through).success)
-        draws = RandomDraws(threat=threat, queries=points)
-        lucky.append(draws(posed, one, inside, seed=seed, runtime=runtime).success)
-    return Binarised(torch.cat(solved), torch.cat(lucky)) if solved else Binarised.nothing()
+        searched = attack(posed, one, inside, seed=seed, runtime=runtime, through=through)
+        drawn = RandomDraws(threat=threat, queries=points)(posed, one, inside, seed=seed, runtime=runtime)
+        solved.append(searched.success)
+        lucky.append(drawn.success)
+        cost += searched.cost + drawn.cost + Cost(forwards=2 * len(around))  # to pose it
+    return Binarised(torch.cat(solved), torch.cat(lucky), cost) if solved else Binarised.nothing()
 
 
 def _points(image: Tensor, threat: Linf | L2, points: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
+from stillproof.attacks.attack import GradientAttack
 from stillproof.attacks.frozen import Classifier, Frozen, asked, frozen
 from stillproof.attacks.gradient import APGD, PGD
 from stillproof.attacks.losses import cross_entropy, margin
 from stillproof.attacks.minimal import FMN
 from stillproof.attacks.threats import L2, Linf
 from stillproof.core.images import batches
+from stillproof.core.measurement import Cost
 from stillproof.core.noise import Noise, derive
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
@@ -114,6 +115,14 @@ def _looked(prepared: Frozen, images: Tensor, labels: Tensor) -> tuple[Tensor, .
     return logits, steepness[0], steepness[1], repeats
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a close look found, by name (see `examine`), and its passes."""
+
+    found: Mapping[str, Tensor]
+    cost: Cost
+
+
 class Tempered(nn.Module):
     """A classifier's logits over T: its decisions, other gradients of the cross-entropy."""
 
@@ -138,7 +147,7 @@ def examine(
     seed: int,
     steps: int,
     through: nn.Module | None = None,
-) -> Mapping[str, Tensor]:
+) -> Examined:
     """Look closely at some images that are classified rightly. Rows of every tensor are theirs.
 
     steps: of the APGD whose convergence is looked at; through: what the search for the nearest climbs, where the
@@ -149,28 +158,28 @@ def examine(
     fell to that loss where all images are allowed; nearest: how far the nearest adversarial image is, infinite where
     none was found; stability: mean relative change of the loss under random changes.
     """
-    given: dict[str, Any] = {"seed": seed, "runtime": runtime}
-    found: dict[str, Tensor] = {}
-    pgd = PGD(threat=threat, steps=SWEEP_STEPS, samples=samples)
-    for temperature in TEMPERATURES:
-        tempered = Tempered(classifier, temperature)
-        found[f"sweep.{temperature}"] = pgd(classifier, images, labels, through=tempered, **given).success
-    own = PGD(threat=threat, steps=SWEEP_STEPS, samples=samples, loss="standardised")
-    found["sweep.standardised"] = own(classifier, images, labels, **given).success
-    for name, factor in (("apgd", 1), ("apgd.double", 2)):
-        apgd = APGD(threat=threat, steps=factor * steps, samples=samples)
-        found[name] = apgd(classifier, images, labels, **given).success
     wider = type(threat)(2 * threat.epsilon)
-    found["wider"] = APGD(threat=wider, steps=steps, samples=samples)(classifier, images, labels, **given).success
     everything = type(threat)(1.0 if isinstance(threat, Linf) else float(images[0].numel()) ** 0.5)
-    on_output = APGD(threat=everything, steps=steps, samples=samples)
-    found["unbounded.cross-entropy"] = on_output(classifier, images, labels, **given).success
-    far = APGD(threat=everything, steps=steps, samples=samples, loss="margin")
-    anywhere = far(classifier, images, labels, through=through, **given)
-    found["unbounded.margin"] = anywhere.success
+    pgd = PGD(threat=threat, steps=SWEEP_STEPS, samples=samples)
+    apgd = APGD(threat=threat, steps=steps, samples=samples)
     fmn = FMN(norm="linf" if isinstance(threat, Linf) else "l2", steps=100, samples=samples)
-    nearest = fmn(classifier, images, labels, through=through, **given).distance
-    found["nearest"] = torch.minimum(nearest, anywhere.distance.masked_fill(~anywhere.success, torch.inf))
+    attacks: dict[str, tuple[GradientAttack, nn.Module | None]] = {
+        **{f"sweep.{temperature}": (pgd, Tempered(classifier, temperature)) for temperature in TEMPERATURES},
+        "sweep.standardised": (replace(pgd, loss="standardised"), None),
+        "apgd": (apgd, None),
+        "apgd.double": (replace(apgd, steps=2 * steps), None),
+        "wider": (replace(apgd, threat=wider), None),
+        "unbounded.cross-entropy": (replace(apgd, threat=everything), None),
+        "unbounded.margin": (replace(apgd, threat=everything, loss="margin"), through),
+        "nearest": (fmn, through),
+    }
+    results = {
+        name: attack(classifier, images, labels, seed=seed, runtime=runtime, through=climbed)
+        for name, (attack, climbed) in attacks.items()
+    }
+    found = {name: result.success for name, result in results.items()}
+    far = results["unbounded.margin"]
+    found["nearest"] = torch.minimum(results["nearest"].distance, far.distance.masked_fill(~far.success, torch.inf))
     every = torch.arange(len(images))
     parts = [
         _closely(classifier, images[rows], labels[rows], every[rows], threat, runtime, seed)
@@ -178,7 +187,9 @@ def examine(
     ]
     for name in parts[0]:
         found[name] = torch.cat([part[name] for part in parts]).cpu()
-    return found
+    cost = sum((result.cost for result in results.values()), Cost())
+    traced = Cost(forwards=(TRACE_STEPS + STABILITY_DRAWS + 2) * len(images), backwards=TRACE_STEPS * len(images))
+    return Examined(found, cost + traced)
 
 
 def _closely(

@@ -223,13 +223,7 @@ def _artefact(audited: Audited, test: ImageSet) -> Artefact:
             tensors[part.name] = torch.from_numpy(value).contiguous()
         elif part.name != "close":
             values[part.name] = value
-    n, trail = len(test), evidence.trail
-    cost = Cost(
-        forwards=sum(step["forwards"] for step in trail) + 3 * n,
-        backwards=sum(step["backwards"] for step in trail) + 2 * n,
-        queries=sum(step["queries"] for step in trail),
-    )
-    return Artefact(values, tensors, cost)
+    return Artefact(values, tensors, audited.cost)
 
 
 def evidence_of(audited: Artefact) -> Evidence:
