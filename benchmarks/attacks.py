@@ -34,6 +34,7 @@ from torch import Tensor, nn
 
 from models import Shared, shared
 from shared.memory import Peak, held_bytes
+from shared.parts import wanted_parts
 from shared.record import record
 from stillproof.attacks.attack import Attack
 from stillproof.attacks.carlini_wagner import CarliniWagner
@@ -335,9 +336,7 @@ PARTS = ("ball", "minimal", "patient", "black-box", "idle", "memory")
 
 def main() -> None:
     """Run the parts that were asked for."""
-    wanted = sys.argv[1:] or list(PARTS)
-    if unknown := set(wanted) - set(PARTS):
-        sys.exit(f"there is no part {', '.join(sorted(unknown))}; the parts: {', '.join(PARTS)}")
+    wanted = wanted_parts(list(PARTS))
     runtime = Runtime.choose()
     runtime.apply()
     of = shared(runtime)

@@ -22,11 +22,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models import Shared, shared
+from shared.parts import wanted_parts
 from shared.record import record
 from stillproof.attacks.threats import Linf
 from stillproof.core.runtime import Runtime
 from stillproof.evasion.auditing import Audited, Thoroughness, audit
-from stillproof.evasion.escalation import Climb, Effort, begin, rungs
+from stillproof.evasion.escalation import rungs
+from stillproof.evasion.ladder import Climb, Effort, begin
 from stillproof.evasion.verdict import decide
 
 IMAGES = int(os.environ.get("STILLPROOF_AUDIT_IMAGES", "500"))
@@ -229,9 +231,7 @@ PARTS = {"truths": truths, "distilled": distilled, "strength": strength}
 
 def main() -> None:
     """Run the parts that were asked for."""
-    wanted = sys.argv[1:] or list(PARTS)
-    if unknown := set(wanted) - set(PARTS):
-        sys.exit(f"there is no part {', '.join(sorted(unknown))}; the parts: {', '.join(PARTS)}")
+    wanted = wanted_parts(list(PARTS))
     runtime = Runtime.choose()
     runtime.apply()
     of = shared(runtime)

@@ -20,7 +20,6 @@ from __future__ import annotations
 import random
 import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +29,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from shared.parts import wanted_parts
 from shared.plans import executed
 from shared.record import cifar10, record
 from stillproof.core import measures
@@ -283,12 +283,10 @@ PARTS = {"accuracy": accuracy, "overhead": overhead, "reference": reference, "di
 
 def main() -> None:
     """Run the parts that were asked for."""
-    unknown = set(sys.argv[1:]) - set(PARTS)
-    if unknown:
-        sys.exit(f"there is no part {', '.join(sorted(unknown))}; the parts: {', '.join(PARTS)}")
+    wanted = wanted_parts(list(PARTS))
     runtime = Runtime.choose()
     runtime.apply()
-    for name in sys.argv[1:] or PARTS:
+    for name in wanted:
         PARTS[name](runtime)
 
 
