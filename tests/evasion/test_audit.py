@@ -18,9 +18,9 @@ from stillproof.core.runtime import Runtime
 from stillproof.core.sources import DataSource
 from stillproof.core.training import Recipe, fit
 from stillproof.evasion.auditing import Audited, Thoroughness, audit
-from stillproof.evasion.escalation import Budget, Effort
 from stillproof.evasion.hardening.adversarial_training import AdversarialTraining
 from stillproof.evasion.hardening.defensive_distillation import AtTemperature, SoftLabels
+from stillproof.evasion.ladder import Budget, Effort
 from stillproof.evasion.verdict import Verdict, decide, findings
 
 THREAT = Linf(0.1)

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from stillproof.attacks.threats import L2, Linf
 from stillproof.core.runtime import Runtime
 from stillproof.errors import BudgetExceeded, InputError
+from stillproof.evasion.account import curves, tables
 from stillproof.evasion.auditing import Thoroughness, audit
-from stillproof.evasion.escalation import Budget, Effort
+from stillproof.evasion.ladder import Budget, Effort
 from stillproof.evasion.stages import Asked
-from stillproof.evasion.verdict import curves, decide, findings, tables
+from stillproof.evasion.verdict import decide, findings
 
 FP32 = Runtime("cpu", "fp32", 1)
 TINY = Thoroughness(
@@ -153,6 +154,31 @@ def test_the_budget_of_queries_holds_over_a_resumption(tmp_path: Path) -> None:
     found = audit(again, images, labels, Linf(0.05), **given)  # type: ignore[arg-type]
     assert again.queries == spent  # nothing was asked again, and what was is remembered
     assert len(found.evidence.trail) >= 4
+
+
+def test_a_box_that_dies_in_the_middle_of_a_rung_is_not_asked_beyond_its_budget(tmp_path: Path) -> None:
+    model = Net()
+    images, labels = case(model)
+    place, asked = tmp_path / "it.ckpt", 0
+
+    class DiedError(Exception):
+        pass
+
+    def answers(some: Tensor) -> Tensor:
+        nonlocal asked
+        asked += len(some)
+        if asked > 900 and place.exists() and not place.with_suffix(".died").exists():
+            place.with_suffix(".died").touch()
+            raise DiedError
+        return model(some).detach()
+
+    given = {"thoroughness": TINY, "runtime": FP32, "classes": 3, "checkpoint": place}
+    with pytest.raises(DiedError):
+        audit(Asked(answers, 1500), images, labels, Linf(0.02), **given)  # type: ignore[arg-type]
+    found = audit(Asked(answers, 1500), images, labels, Linf(0.02), **given)  # type: ignore[arg-type]
+    assert 900 < asked <= 1500
+    evidence = found.evidence
+    assert np.array_equal(evidence.standing, evidence.right & ~(evidence.outcomes == 1).any(axis=0))
 
 
 def test_a_killed_audit_goes_on_to_the_same_evidence(tmp_path: Path) -> None:

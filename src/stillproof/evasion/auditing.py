@@ -21,9 +21,10 @@ from stillproof.core.noise import derive
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
 from stillproof.evasion.binarisation import Binarised, binarisation_test
-from stillproof.evasion.escalation import Budget, Climb, Effort, Ladder, begin, restore, rungs
+from stillproof.evasion.escalation import rungs
 from stillproof.evasion.examination import REPEATED, Examined, First, examine, first_look
 from stillproof.evasion.indicators import REPEAT_TOLERANCE, Evidence
+from stillproof.evasion.ladder import Budget, Climb, Effort, Ladder, Metered, begin, restore
 
 EOT_SAMPLES = 10
 """Passes that are averaged for a randomised classifier."""
@@ -87,8 +88,8 @@ def audit(
             prepared.enter_context(frozen(module, images, runtime))
         if checkpoint is not None and checkpoint.exists():
             ladder, asked = restore(checkpoint)
-            if asked:
-                vars(classifier)["queries"] = asked  # what a black box was asked before
+            if isinstance(classifier, Metered):
+                classifier.queries = asked
         else:
             ladder = begin(_first(classifier, images, labels, runtime, known, seed), labels, has_gradient=bool(module))
         samples = EOT_SAMPLES if module is not None and _is_random(ladder.first) else 1

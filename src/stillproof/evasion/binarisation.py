@@ -29,9 +29,6 @@ INNER_SHARE = 0.95
 RIDGE = 1e-3
 """What is added to the features' variances, of their mean."""
 
-STRONG_ENOUGH = 0.95
-"""Share of the problems that a strong enough attack solves."""
-
 
 @dataclass(frozen=True, slots=True)
 class Binarised:

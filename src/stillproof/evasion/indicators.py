@@ -39,6 +39,12 @@ SETTLED = 0.05
 UNSTABLE = 1.0
 """Mean relative change of the loss under random changes within half the ball: more, and predictions are unstable."""
 
+
+def within(distance: Any, epsilon: float) -> Any:
+    """Whether images this far away (an array, or a tensor) lie in the ball, up to rounding."""
+    return distance <= epsilon * (1 + 1e-5) + 1e-7
+
+
 DEPLOYED = "deployed"
 OTHERWISE = ("gradient-free", "transfer", "one step", "adaptive")
 """Kinds of attacks that do not follow the deployed output's gradient, or take one step of it."""
@@ -155,35 +161,20 @@ def _more(measured: Measurement, limit: float) -> bool | None:
 
 
 def _saturated(evidence: Evidence) -> Sign:
-    right = evidence.right
-    shown = right & (evidence.ce == 0) & (evidence.margin > 0)
-    share = measures.share(int(shown.sum()), int(right.sum()))
-    return Sign(
-        1,
-        "cross-entropy has no gradient, the margin has",
-        share,
-        f"over {DEAD_SHARE:.0%}",
-        _more(share, DEAD_SHARE),
-        True,
-        "softmax is saturated: the logits are so large that float32 holds no gradient of the loss",
-        _rows(shown),
-    )
+    says = "softmax is saturated: the logits are so large that float32 holds no gradient of the loss"
+    return _dead("cross-entropy has no gradient, the margin has", evidence.margin > 0, evidence, says)
 
 
 def _no_path(evidence: Evidence) -> Sign:
-    right = evidence.right
-    shown = right & (evidence.ce == 0) & (evidence.margin == 0)
-    share = measures.share(int(shown.sum()), int(right.sum()))
-    return Sign(
-        1,
-        "no loss has a gradient",
-        share,
-        f"over {DEAD_SHARE:.0%}",
-        _more(share, DEAD_SHARE),
-        True,
-        "a step of the classifier has no derivative (rounding, a sign, a cast), or cuts it off",
-        _rows(shown),
-    )
+    says = "a step of the classifier has no derivative (rounding, a sign, a cast), or cuts it off"
+    return _dead("no loss has a gradient", evidence.margin == 0, evidence, says)
+
+
+def _dead(name: str, margin: Array, evidence: Evidence, says: str) -> Sign:
+    """Images without a gradient of the cross-entropy, of which the margin is as this says."""
+    shown = evidence.right & (evidence.ce == 0) & margin
+    share = measures.share(int(shown.sum()), int(evidence.right.sum()))
+    return Sign(1, name, share, f"over {DEAD_SHARE:.0%}", _more(share, DEAD_SHARE), True, says, _rows(shown))
 
 
 def _sweep(evidence: Evidence) -> Sign:

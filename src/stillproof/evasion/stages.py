@@ -23,8 +23,8 @@ from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
 from stillproof.errors import BudgetExceeded, InputError
 from stillproof.evasion.auditing import Audited, Thoroughness, audit
-from stillproof.evasion.escalation import Budget
 from stillproof.evasion.indicators import Evidence
+from stillproof.evasion.ladder import Budget
 from stillproof.serving.http import Endpoint, HttpClassifier
 
 

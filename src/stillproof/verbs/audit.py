@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
     from stillproof.evasion.auditing import Thoroughness
-    from stillproof.evasion.escalation import Budget
+    from stillproof.evasion.ladder import Budget
 
 LOOKING: Mapping[Profile, Mapping[str, Any]] = {
     "smoke": {"images": 200},
@@ -169,7 +169,7 @@ def _twin_of(settings: AuditSettings) -> Any:
 def thoroughness(settings: AuditSettings) -> Thoroughness:
     """How much a profile looks at."""
     from stillproof.evasion.auditing import Thoroughness
-    from stillproof.evasion.escalation import Effort
+    from stillproof.evasion.ladder import Effort
 
     if settings.profile == "smoke":
         effort = Effort(
@@ -182,7 +182,7 @@ def thoroughness(settings: AuditSettings) -> Thoroughness:
 def parse_budget(text: str | None) -> Budget:
     """`10min`, `90s`, `2h`, or a number of passes. Raises InputError."""
     from stillproof.errors import InputError
-    from stillproof.evasion.escalation import Budget
+    from stillproof.evasion.ladder import Budget
 
     if text is None:
         return Budget()
@@ -198,18 +198,18 @@ def parse_budget(text: str | None) -> Budget:
 def conclude(settings: AuditSettings, values: Mapping[str, Artefact]) -> Result:
     """The verdict."""
     from stillproof.attacks.threats import parse_threat
-    from stillproof.evasion import verdict
+    from stillproof.evasion import account, verdict
     from stillproof.evasion.pictures import strip
     from stillproof.evasion.stages import evidence_of
 
     evidence = evidence_of(values["model/audit"])
     found = verdict.decide(evidence)
     findings = verdict.findings(settings.model, found, evidence, settings.bar)
-    tables = verdict.tables(found, evidence)
+    tables = account.tables(found, evidence)
     notes: list[str] = []
     if settings.self_test:
         planted = {name: verdict.decide(evidence_of(values[f"{name}/audit"])) for name in ("masked twin", "clean twin")}
-        tables.insert(0, verdict.self_test({"model": found} | planted))
+        tables.insert(0, account.self_test({"model": found} | planted))
         if planted["masked twin"].masked != "yes" or planted["clean twin"].masked == "yes":
             notes.append("The self-test failed: the audit did not tell the planted twins apart on these data.")
     claimed = "" if found.claimed.value is None else f"PGD on the deployed output leaves {found.claimed.value:.1%}, "
@@ -224,7 +224,7 @@ def conclude(settings: AuditSettings, values: Mapping[str, Artefact]) -> Result:
         notes=notes,
         findings=findings,
         tables=tables,
-        curves=verdict.curves(evidence, parse_threat(settings.threat).epsilon),
+        curves=account.curves(evidence, parse_threat(settings.threat).epsilon),
         images=strip(values["model/audit"]),
         settings=settings_as_json(settings),
     )
