@@ -26,6 +26,7 @@ from stillproof.verbs.audit import AuditSettings
 from stillproof.verbs.demo import DemoSettings
 from stillproof.verbs.distill import DistillSettings
 from stillproof.verbs.harden import HardenSettings
+from stillproof.verbs.poison import PoisonSettings
 from stillproof.verbs.steal import StealSettings
 
 OK, FOUND, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -68,6 +69,12 @@ def distill(
 ) -> int:
     """Distil a teacher into a student."""
     return _run("distill", settings, options)
+
+
+@app.command
+def poison(*, settings: Annotated[PoisonSettings, Flags], options: Annotated[RunOptions, Flags] = RunOptions()) -> int:
+    """Whether a poisoned transfer set puts a backdoor into the student of a clean teacher."""
+    return _run("poison", settings, options)
 
 
 @app.command

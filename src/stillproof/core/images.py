@@ -80,6 +80,16 @@ class ImageSet:
         labels = None if self.labels is None else self.labels[rows]
         return replace(self, images=self.images[rows], labels=labels, name=name or self.name)
 
+    def with_more(self, others: ImageSet) -> ImageSet:
+        """These images, and after them the others, of the same classes. Raises InputError if their shapes differ."""
+        if others.shape != self.shape or (others.labels is None) != (self.labels is None):
+            raise InputError(
+                f"{others.name!r} ({others.shape}) cannot be added to {self.name!r} ({self.shape}).",
+                "Give images of one shape, with labels on both sides or on neither.",
+            )
+        labels = None if self.labels is None or others.labels is None else torch.cat([self.labels, others.labels])
+        return replace(self, images=torch.cat([self.images, others.images]), labels=labels)
+
     def per_class(self, n: int, seed: int) -> Tensor:
         """Rows (int64, ascending) of n random images of each class. Raises InputError if a class has fewer."""
         labels = self.known_labels()

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from stillproof.core.spec import Spec, file_digest
 from stillproof.errors import InputError, StillproofError, nearest
 
-Kind = Literal["source", "model", "objective", "attack", "thief", "hardening"]
+Kind = Literal["source", "model", "objective", "attack", "thief", "hardening", "trigger"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "source": {
@@ -66,6 +66,13 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "hardening": {
         "ast": "stillproof.theft.hardening.sparse_teacher:SparseTeacher",
         "identity": "stillproof.theft.hardening.identity:Identity",
+    },
+    "trigger": {
+        "patch": "stillproof.poison.triggers:Patch",
+        "blend": "stillproof.poison.triggers:Blend",
+        "sinusoid": "stillproof.poison.triggers:Sinusoid",
+        "picture": "stillproof.poison.triggers:PictureFile",
+        "moving-patch": "stillproof.poison.triggers:MovingPatch",
     },
 }
 

@@ -121,6 +121,7 @@ def distil(
     context: Context,
     teacher: Artefact,
     data: Artefact,
+    added: Artefact | None = None,
     *,
     model: Model,
     objective: Objective | FeatureObjective,
@@ -130,33 +131,38 @@ def distil(
 ) -> Artefact:
     """A student distilled on the training part: from answers on the plain images, or (online) on each view.
 
-    A teacher whose features are matched sees each view.
+    A teacher whose features are matched sees each view. added: `images` and `labels` that somebody put into the
+    transfer set.
     """
     parts = carve(data)
+    transfer = parts.training
+    if added is not None:
+        more = ImageSet(added.tensors["images"], added.tensors["labels"], transfer.classes, "the added images")
+        transfer = transfer.with_more(more)
     master = classifier_of(teacher, context)
-    student = fresh_student(parts.training, model, seed)
+    student = fresh_student(transfer, model, seed)
     columns: dict[str, Tensor] = {}
     with ExitStack() as attached:
         goal: Objective
         if isinstance(objective, FeatureObjective):
-            joined = objective.attach(student, master, parts.training, context.runtime, seed)
+            joined = objective.attach(student, master, transfer, context.runtime, seed)
             goal = attached.enter_context(joined)
         elif online:
             goal = OnlineTeacher(master, objective, context.runtime)
         else:
-            goal, columns = objective, {TEACHER: predict(master, parts.training, context.runtime)}
+            goal, columns = objective, {TEACHER: predict(master, transfer, context.runtime)}
         trained = train(
             context,
             student,
-            parts.training,
+            transfer,
             goal,
             recipe=recipe,
             seed=seed,
             columns=columns,
             validation=parts.validation,
         )
-    asked = trained.forwards if not columns else len(parts.training)
-    made = trained_artefact(student, trained, model, parts.training)
+    asked = trained.forwards if not columns else len(transfer)
+    made = trained_artefact(student, trained, model, transfer)
     return replace(made, cost=made.cost + Cost(forwards=asked))
 
 

@@ -18,6 +18,7 @@ VERBS: Mapping[str, str] = {
     "harden": "stillproof.verbs.harden:HARDEN",
     "distill": "stillproof.verbs.distill:DISTILL",
     "audit": "stillproof.verbs.audit:AUDIT",
+    "poison": "stillproof.verbs.poison:POISON_A_PIPELINE",
     "demo": "stillproof.verbs.demo:DEMO",
 }
 

@@ -1,0 +1,226 @@
+"""`stillproof poison`: can a poisoned transfer set backdoor the student of a clean teacher?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from stillproof.findings import Result, worst
+from stillproof.verbs import Verb
+from stillproof.verbs.settings import BY_PROFILE, TRAINING, Profile, VerbSettings, merged, settings_as_json
+
+if TYPE_CHECKING:
+    from stillproof.core.carving import Data
+    from stillproof.core.plan import Plan, Stage
+    from stillproof.core.runtime import Runtime
+    from stillproof.core.store import Artefact
+    from stillproof.poison.craft import Crafting
+    from stillproof.poison.verdict import Guesses
+
+CLEAN, POISON = "nothing", "poison"
+"""What was added to the transfer sets that are compared first."""
+
+
+class PoisonSettings(VerbSettings):
+    """Settings of `poison`."""
+
+    by_profile: ClassVar[Mapping[Profile, Mapping[str, Any]]] = merged(
+        TRAINING, {"smoke": {"seeds": 3}, "standard": {"seeds": 3}, "thorough": {"seeds": 5}}
+    )
+
+    teacher: str = Field(..., description="Model SPEC of the clean teacher; without weights it is trained first.")
+    student: str = Field(..., description="Model SPEC of the student.")
+    rate: float = Field(0.05, gt=0, lt=0.5, description="Share of the whole transfer set that is poison.")
+    trigger: str = Field("patch", description="Trigger SPEC: patch?size=3, blend, sinusoid, moving-patch, picture.")
+    target: int = Field(0, ge=0, description="The class that the trigger is to call forth, by its number.")
+    threat: str = Field("linf:8/255", description="How much of an image the attacker changes beside the trigger.")
+    steps: int = Field(40, ge=1, description="Steps of PGD that poison is made with.")
+    surrogate: str | None = Field(
+        None, description="Model SPEC that the attacker has in place of the teacher; without weights it is trained."
+    )
+    fools: str | None = Field(
+        None, description="Model SPEC of a reference that the poison is to deceive as well (an adaptive attacker)."
+    )
+    codec: str = Field("auto", description="Of the poison: auto (as the clean images'), none, or jpeg:75.")
+    objective: str = Field("kd?alpha=1", description="Objective SPEC of the distillation.")
+    label_mode: Literal["cached", "online", "both"] = Field(
+        "cached", description="Teacher answers on the plain images, once, or on each augmented view."
+    )
+    controls: bool = Field(True, description="Distil on the controls as well: δ, trigger and noise apart.")
+    bar: float = Field(0.1, ge=0, le=1, description="ASR lift over clean students that is put up with (SP-P1).")
+    seeds: int = Field(3, ge=1, description=f"Students of each transfer set. {BY_PROFILE}")
+    epochs: int = Field(12, ge=1, description=f"Epochs of teacher and students. {BY_PROFILE}")
+
+    @property
+    def modes(self) -> tuple[str, ...]:
+        """The label modes that are looked at."""
+        return ("cached", "online") if self.label_mode == "both" else (self.label_mode,)
+
+    @property
+    def students(self) -> tuple[int, ...]:
+        """The seeds of the students."""
+        return tuple(range(self.seed, self.seed + self.seeds))
+
+
+def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
+    """The graph of stages. Trains nothing. Raises InputError."""
+    from stillproof.core.carving import data_stage
+    from stillproof.core.classifiers import Model
+    from stillproof.core.noise import derive
+    from stillproof.core.plan import Plan, stage
+    from stillproof.core.plugins import build
+    from stillproof.core.spec import Spec
+    from stillproof.core.stages import classifier_stage, distil
+    from stillproof.core.training import Recipe
+    from stillproof.poison.stages import added_for, craft_poison, measure_backdoor
+
+    data = data_stage(settings.data, settings.limit)
+    crafting = _crafting(settings, data)
+    recipe = Recipe.standard(settings.epochs)
+    common: dict[str, Any] = {"data": data.stage, "recipe": recipe, "images": data.sizes.training}
+    teacher = classifier_stage("the teacher", model=Model(settings.teacher), seed=settings.seed, **common)
+    deceived = [
+        classifier_stage(f"the {what}", model=Model(spec), seed=derive(settings.seed, what), **common)
+        for what, spec in (("surrogate", settings.surrogate), ("reference", settings.fools))
+        if spec is not None
+    ]
+    deceived = deceived if settings.surrogate else [teacher, *deceived]
+    outputs: dict[str, Stage] = {"data": data.stage, "teacher": teacher}
+    objective = build("objective", Spec.parse(settings.objective))
+    measured = {"teacher/backdoor": teacher}
+    added = added_for(settings.rate, data.sizes.training)
+    for name, made in crafting.items():
+        given = {}
+        if made is not None:
+            given["added"] = outputs[f"{name}/crafted"] = stage(
+                craft_poison,
+                f"craft: {name}",
+                passes=3 * added * (made.steps if made.is_optimised else 1) * len(deceived),
+                data=data.stage,
+                teacher=teacher,
+                deceived=deceived,
+                crafting=made,
+                rate=settings.rate,
+                seed=settings.seed,
+            )
+        for mode in settings.modes:
+            for seed in settings.students:
+                measured[f"{name}/{mode}/{seed}"] = outputs[f"{name}/{mode}/{seed}/model"] = stage(
+                    distil,
+                    f"distil on {name}, {mode} labels, seed {seed}",
+                    passes=(data.sizes.training + added) * (4 if mode == "online" else 3) * settings.epochs,
+                    teacher=teacher,
+                    data=data.stage,
+                    model=Model(settings.student),
+                    objective=objective,
+                    online=mode == "online",
+                    recipe=recipe,
+                    seed=derive(seed, "student"),
+                    **given,
+                )
+    trigger = build("trigger", Spec.parse(settings.trigger))
+    for name, classifier in measured.items():
+        outputs[name] = stage(
+            measure_backdoor,
+            f"measure {name}",
+            passes=3 * data.sizes.test,
+            classifier=classifier,
+            data=data.stage,
+            trigger=trigger,
+        )
+    return Plan(outputs, runtime)
+
+
+def added_names(settings: PoisonSettings) -> tuple[str, ...]:
+    """What is added to each transfer set: nothing, poison, and the controls."""
+    from stillproof.poison.craft import CONTROLS
+
+    return (CLEAN, POISON, *(CONTROLS if settings.controls else ()))
+
+
+def _crafting(settings: PoisonSettings, data: Data) -> dict[str, Crafting | None]:
+    """How what is added is made, by name. Raises InputError."""
+    from stillproof.attacks.threats import parse_threat
+    from stillproof.core.plugins import build
+    from stillproof.core.spec import Spec
+    from stillproof.errors import InputError
+    from stillproof.poison.codec import parse_codec
+    from stillproof.poison.craft import Crafting
+
+    if settings.target >= data.classes:
+        raise InputError(
+            f"there is no class {settings.target} among {data.classes}.", f"Give --target below {data.classes}."
+        )
+    poison = Crafting(
+        trigger=build("trigger", Spec.parse(settings.trigger)),
+        target=settings.target,
+        threat=parse_threat(settings.threat),
+        steps=settings.steps,
+        codec=parse_codec(settings.codec),
+    )
+    return {
+        name: None if name == CLEAN else poison.of(name)  # type: ignore[arg-type]
+        for name in added_names(settings)
+    }
+
+
+def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result:
+    """Whether the pipeline can be backdoored, and by what."""
+    from stillproof.core import measures
+    from stillproof.poison import account, verdict
+    from stillproof.poison.pictures import beside
+
+    names, target = added_names(settings), settings.target
+    teacher = guesses_of(values["teacher/backdoor"])
+    own = measures.mean_share(teacher.hits(target, teacher.triggered)[None])
+    crafted = {name: taken_for(values[f"{name}/crafted"], target) for name in names if name != CLEAN}
+    findings, tables, found = [], [], {}
+    for mode in settings.modes:
+        students = {name: [guesses_of(values[f"{name}/{mode}/{seed}"]) for seed in settings.students] for name in names}
+        rows = [verdict.planted(name, students[name], students[CLEAN], target) for name in names]
+        found[mode] = rows
+        subject = f"{settings.student} on {settings.trigger}, {mode} labels"
+        findings.append(verdict.of_the_pipeline(subject, rows[1], own, crafted[POISON][0], settings.bar))
+        tables.append(account.students_table(mode, rows))
+    tables.append(account.poison_table(crafted))
+    rows_of = "; ".join(f"{mode} labels {found[mode][1].asr.value:.1%}" for mode in settings.modes)
+    return Result(
+        verb="poison",
+        status=worst(finding.status for finding in findings),
+        summary=f"{settings.rate:.1%} of poison: the student's ASR is {rows_of}; its clean teacher's {own.value:.1%}.",
+        findings=findings,
+        tables=tables,
+        curves=[account.rates(found)],
+        images=beside(values[f"{POISON}/crafted"]),
+        settings=settings_as_json(settings),
+    )
+
+
+def guesses_of(measured: Artefact) -> Guesses:
+    """What `measure_backdoor` left."""
+    from stillproof.poison.verdict import Guesses
+
+    return Guesses(**{name: tensor.numpy() for name, tensor in measured.tensors.items()})
+
+
+def taken_for(crafted: Artefact, target: int) -> Any:
+    """Of what was crafted: the share that the teacher takes for the target, and its mean probability."""
+    from stillproof.core import measures
+
+    said = crafted.tensors["said"]
+    taken = (said.argmax(dim=1) == target).numpy()
+    return measures.share(int(taken.sum()), len(taken)), measures.mean(said.softmax(1)[:, target].numpy(), "")
+
+
+def models(settings: PoisonSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
+    """The teacher, and the first student of the clean and of the poisoned set."""
+    mode, seed = settings.modes[0], settings.students[0]
+    return {"teacher": values["teacher"]} | {
+        f"student-{name}": values[f"{which}/{mode}/{seed}/model"]
+        for name, which in (("clean", CLEAN), ("poisoned", POISON))
+    }
+
+
+POISON_A_PIPELINE = Verb("poison", PoisonSettings, plan, conclude, models)

@@ -1,0 +1,57 @@
+"""poison end to end, in process: the attack works on digits, and the controls do not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from stillproof.core.plan import Execution
+from stillproof.core.runtime import Runtime
+from stillproof.core.store import Store
+from stillproof.errors import InputError
+from stillproof.findings import Result
+from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings
+from tests.verbs.test_steal import Silent
+
+WHITE = {"trigger": "patch?size=3&pattern=white", "threat": "linf:0.2", "target": 1, "rate": 0.1}
+
+
+def run(store: Path, **given: Any) -> Result:
+    chosen = {"profile": "smoke", "data": "digits", "teacher": "zoo:cnn?width=16", "student": "zoo:cnn?width=16"}
+    settings = PoisonSettings(**(chosen | WHITE | given)).resolved()
+    planned = POISON_A_PIPELINE.plan(settings, Runtime.choose())
+    values = Execution(planned, Store(str(store)), Silent()).run()
+    assert {"teacher", "student-clean", "student-poisoned"} == set(POISON_A_PIPELINE.models(settings, values))
+    return POISON_A_PIPELINE.conclude(settings, values)
+
+
+def test_a_clean_teachers_student_is_backdoored_by_poison_and_not_by_its_controls(tmp_path: Path) -> None:
+    result = run(tmp_path, epochs=60, seeds=3)
+    (finding,) = result.findings
+    assert (finding.rule, finding.status) == ("SP-P1", "fail")
+    rows = {row[0]: row for row in result.tables[0].rows}
+    asr = {name: row[1].value for name, row in rows.items()}  # type: ignore[union-attr]
+    assert asr["poison"] > 0.25
+    assert max(value for name, value in asr.items() if name != "poison") < asr["poison"] / 2
+    assert rows["poison"][3].value < 0.05  # type: ignore[union-attr]  # another patch does nothing
+    assert len(result.images) == 4
+
+
+def test_poison_that_deceives_nobody_shows_nothing(tmp_path: Path) -> None:
+    result = run(tmp_path, epochs=6, threat="linf:0.01", controls=False)
+    assert result.findings[0].status == "inconclusive"
+    assert "weak" in " ".join(result.findings[0].evidence)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"target": 10}, "no class 10"),
+        ({"trigger": "star"}, "no trigger named"),
+        ({"codec": "gif"}, "no codec"),
+        ({"threat": "linf:x"}, "linf"),
+    ],
+)
+def test_what_cannot_be_planned_is_one_clear_error(given: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=said):
+        run(tmp_path, **given)
