@@ -27,6 +27,7 @@ from stillproof.verbs.demo import DemoSettings
 from stillproof.verbs.distill import DistillSettings
 from stillproof.verbs.harden import HardenSettings
 from stillproof.verbs.poison import PoisonSettings
+from stillproof.verbs.scan import ScanSettings
 from stillproof.verbs.steal import StealSettings
 
 OK, FOUND, USAGE, INCOMPLETE, INTERRUPTED = 0, 1, 2, 3, 130
@@ -75,6 +76,12 @@ def distill(
 def poison(*, settings: Annotated[PoisonSettings, Flags], options: Annotated[RunOptions, Flags] = RunOptions()) -> int:
     """Whether a poisoned transfer set puts a backdoor into the student of a clean teacher."""
     return _run("poison", settings, options)
+
+
+@app.command
+def scan(*, settings: Annotated[ScanSettings, Flags], options: Annotated[RunOptions, Flags] = RunOptions()) -> int:
+    """Whether a transfer set holds images that do not belong."""
+    return _run("scan", settings, options)
 
 
 @app.command

@@ -38,7 +38,7 @@ def test_a_clean_teachers_student_is_backdoored_by_poison_and_not_by_its_control
 
 
 def test_poison_that_deceives_nobody_shows_nothing(tmp_path: Path) -> None:
-    result = run(tmp_path, epochs=6, threat="linf:0.01", controls=False)
+    result = run(tmp_path, epochs=12, threat="linf:0.01", trigger="patch?size=2", controls=False)
     assert result.findings[0].status == "inconclusive"
     assert "weak" in " ".join(result.findings[0].evidence)
 

@@ -1,12 +1,19 @@
-"""All that a poisoning showed, as tables and curves. NumPy alone."""
+"""All that a poisoning, or a scan for one, showed, as tables and curves."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+
+from stillproof.core import measures
 from stillproof.core.measurement import Measurement
 from stillproof.findings import Curve, Series, Table
-from stillproof.poison.verdict import Planted
+from stillproof.poison.scan_set.sight import Scores, p_values
+from stillproof.poison.verdict import Planted, Scanned
+
+LISTED = 50
+"""Flagged images that a table names."""
 
 Cell = str | int | float | Measurement | None
 
@@ -63,4 +70,72 @@ def rates(modes: Mapping[str, Sequence[Planted]]) -> Curve:
         x_label="added to the transfer set",
         y_label="ASR",
         series=[series(mode, rows) for mode, rows in modes.items()],
+    )
+
+
+def scanners_table(scores: Mapping[str, Scores], false_alarms: float) -> Table:
+    """How many images each scanner alone would flag."""
+    rows: list[list[Cell]] = []
+    for name, one in scores.items():
+        p = p_values(one)
+        rows.append([name, measures.share(int((p <= false_alarms).sum()), len(p)), float(p.min())])
+    return Table(
+        title="Scanners",
+        columns=["scanner", "flagged", "smallest p"],
+        rows=rows,
+        note=f"At a rate of false alarms of {false_alarms:.1%}; thresholds come from the trusted images alone.",
+    )
+
+
+def classes_table(scanned: Scanned, suspicious: np.ndarray) -> Table:
+    """What is flagged by predicted class, and what the reference disagrees with."""
+    rows: list[list[Cell]] = []
+    for index, (name, flagged) in enumerate(zip(scanned.classes, scanned.by_class(), strict=True)):
+        here = scanned.guessed == index
+        rows.append([name, int(here.sum()), flagged, measures.share(int(suspicious[here].sum()), int(here.sum()))])
+    return Table(
+        title="By the class that the teacher sees",
+        columns=["class", "images", "flagged", "reference disagrees"],
+        rows=rows,
+        note="Poison gathers in the class that it is aimed at.",
+    )
+
+
+def flagged_table(scanned: Scanned, p: np.ndarray, scores: Mapping[str, Scores], rows: np.ndarray) -> Table:
+    """The most suspicious images. rows: int64, (N,), of the source."""
+    order = np.lexsort((-scores["combined"].suspects, p))[: min(LISTED, int(scanned.flagged.sum()))]
+    names = [name for name in scores if name != "combined"]
+    cells: list[list[Cell]] = [
+        [
+            int(rows[place]),
+            scanned.classes[scanned.guessed[place]],
+            float(p[place]),
+            *(float(scores[name].suspects[place]) for name in names),
+        ]
+        for place in order
+    ]
+    return Table(
+        title="The most suspicious images",
+        columns=["row", "the teacher sees", "p", *names],
+        rows=cells,
+        note="agreement: JS divergence of teacher and reference, in nats; shared pattern: in deviations of the trusted "
+        "images. All that is flagged is in the manifest beside the cleaned set.",
+    )
+
+
+def histogram(scores: Scores) -> Curve:
+    """Combined scores of the transfer set beside those of trusted images; 1 is what trusted images rarely exceed."""
+    edges = np.linspace(-1, max(2.0, float(np.quantile(scores.suspects, 0.999))), 41)
+    middles = [float(edge) for edge in (edges[:-1] + edges[1:]) / 2]
+
+    def series(name: str, values: np.ndarray) -> Series:
+        counts, _ = np.histogram(np.clip(values, edges[0], edges[-1]), edges)
+        return Series(name=name, x=middles, y=[float(count) / max(1, len(values)) for count in counts])
+
+    return Curve(
+        title="Suspicion",
+        kind="line",
+        x_label="combined score",
+        y_label="share of images",
+        series=[series("transfer set", scores.suspects), series("trusted", scores.trusted)],
     )

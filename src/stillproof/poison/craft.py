@@ -74,10 +74,11 @@ class Carried(nn.Module):
         self.classifier, self.stamp, self.codec = classifier, stamp, codec
 
     def forward(self, images: Tensor) -> Tensor:
-        """(n, C, H, W) -> logits, (n, K); the gradient is that of the stamp and the classifier alone."""
+        """(n, C, H, W) -> logits, (n, K); rounding passes gradients on as they are."""
         shown = images if self.stamp is None else self.stamp(images)
         stored = as_float(_stored(shown.detach(), self.codec)).to(shown.device)
-        logits: Tensor = self.classifier(shown + (stored - shown.detach()))
+        passed = self.codec.linear(shown)
+        logits: Tensor = self.classifier(passed + (stored - passed).detach())
         return logits
 
 

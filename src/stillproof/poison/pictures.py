@@ -1,12 +1,16 @@
-"""What poison looks like: the image it was made of, what is added to the transfer set, and the difference magnified."""
+"""What poison looks like, and what a scan found of it."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from stillproof.core.images import ImageSet
 from stillproof.core.store import Artefact
 from stillproof.findings import Picture
 from stillproof.pictures import magnified, side_by_side
+
+SHOWN = 8
+"""Flagged images in a picture."""
 
 
 def beside(crafted: Artefact) -> list[Picture]:
@@ -20,3 +24,20 @@ def beside(crafted: Artefact) -> list[Picture]:
         title = f"poison {number}: its source, what is added, difference × {factor:.0f}"
         found.append(side_by_side(title, [before, after, difference]))
     return found
+
+
+def found_by(scanned: Artefact, shown: ImageSet) -> list[Picture]:
+    """The pattern that the flagged images of the worst class share, and some of these images. shown: all suspects."""
+    flagged, guessed = scanned.tensors["flagged"], scanned.tensors["guessed"]
+    if not flagged.any():
+        return []
+    worst = int(guessed[flagged].bincount().argmax())
+    name = scanned.values["classes"][worst]
+    found: list[Picture] = []
+    if worst in scanned.values["patterns"]:
+        pattern, factor = magnified(scanned.tensors[f"pattern.{worst}"].numpy())
+        found.append(side_by_side(f"what suspicious images of {name!r} share, × {factor:.2g}", [pattern]))
+    p = scanned.tensors["p"].masked_fill(~(flagged & (guessed == worst)), 2.0)
+    rows = p.argsort(stable=True)[: min(SHOWN, int((p < 2).sum()))]
+    images = [image.numpy().astype(np.float32) / 255 for image in shown.images[rows]]
+    return [*found, side_by_side(f"flagged, and taken for {name!r} by the teacher", images)] if images else found

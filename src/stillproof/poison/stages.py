@@ -19,6 +19,9 @@ from stillproof.errors import InputError
 from stillproof.poison.craft import Crafting, craft
 from stillproof.poison.triggers import Trigger
 
+SPARE = 2.5
+"""Images that are crafted for one that is added."""
+
 SHOWN = 4
 """Images of each kind that a report shows."""
 
@@ -42,19 +45,28 @@ def craft_poison(
     """`images` and `labels` that are added to the training part, and what the teacher says of them when loaded again.
 
     deceived: the classifiers that are climbed. The attacker takes its images from the pool and, where that has too few,
-    from the training part, which it knows; it labels them as the target.
+    from the training part, which it knows; it labels them as the target. It makes more than it needs, and adds those
+    that deceive best.
     """
-    parts = carve(data)
-    sources = _sources(parts, crafting, added_for(rate, len(parts.training)), seed)
-    made = craft(
-        [classifier_of(one, context) for one in deceived], sources, crafting, seed=seed, runtime=context.runtime
-    )
-    labels = torch.full((len(made),), crafting.target)
-    found = ImageSet(made, labels, sources.classes, "poison")
-    said = predict(classifier_of(teacher, context), found, context.runtime)
-    passes = len(made) * (crafting.steps if crafting.is_optimised else 0) * len(deceived)
-    tensors = {"images": made, "labels": labels, "said": said, "sources": sources.images[:SHOWN]}
-    return Artefact({}, tensors, Cost(forwards=passes + len(made), backwards=passes))
+    parts, runtime = carve(data), context.runtime
+    wanted = added_for(rate, len(parts.training))
+    tried = round(SPARE * wanted) if crafting.is_optimised else wanted
+    sources = _sources(parts, crafting, tried, seed)
+    climbed = [classifier_of(one, context) for one in deceived]
+    made = craft(climbed, sources, crafting, seed=seed, runtime=runtime)
+    poison = ImageSet(made, torch.full((tried,), crafting.target), sources.classes, "poison")
+    sure = torch.stack([predict(one, poison, runtime).softmax(1)[:, crafting.target] for one in climbed]).amin(0)
+    kept = sure.argsort(descending=True, stable=True)[:wanted].sort().values
+    poison = poison.subset(kept)
+    said = predict(classifier_of(teacher, context), poison, runtime)
+    passes = tried * (crafting.steps if crafting.is_optimised else 0) * len(deceived)
+    tensors = {
+        "images": poison.images,
+        "labels": poison.known_labels(),
+        "said": said,
+        "sources": sources.images[kept[:SHOWN]],
+    }
+    return Artefact({}, tensors, Cost(forwards=passes + tried * len(deceived) + wanted, backwards=passes))
 
 
 def _sources(parts: Carving, crafting: Crafting, wanted: int, seed: int) -> ImageSet:

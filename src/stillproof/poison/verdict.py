@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from stillproof.core import measures
 from stillproof.core.measurement import Measurement
 from stillproof.findings import Finding, Status, judge
 
-ENOUGH_CRAFTED = 0.9
+ENOUGH_CRAFTED = 0.8
 """Share of the poison that must deceive the teacher, or a student that stays clean shows nothing."""
 
 
@@ -99,6 +100,84 @@ def of_the_pipeline(subject: str, found: Planted, teacher: Measurement, crafted:
         },
         evidence=evidence,
         advice=ADVICE[status],
+    )
+
+
+SURE = 1e-3
+"""Chance of as many flagged images in a clean set, below which a set is not clean."""
+
+
+def excess(flagged: int, n: int, false_alarms: float, trusted: int) -> float:
+    """The chance that as many images of a clean set are flagged (exact: a beta-binomial).
+
+    The threshold rests on so many trusted images: the share of clean images beyond it is itself random.
+    """
+    from scipy.stats import betabinom
+
+    beyond = max(1, math.floor(false_alarms * (trusted + 1)))
+    return float(betabinom.sf(flagged - 1, n, beyond, trusted + 1 - beyond))
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """What a scan of a transfer set showed: flagged, bool, (N,); guessed: the teacher's classes, int64, (N,)."""
+
+    flagged: np.ndarray
+    guessed: np.ndarray
+    classes: tuple[str, ...]
+    false_alarms: float
+    trusted: int
+
+    @property
+    def share(self) -> Measurement:
+        """Of the set that is flagged."""
+        return measures.share(int(self.flagged.sum()), len(self.flagged))
+
+    @property
+    def p(self) -> float:
+        """Chance of that in a clean set."""
+        return excess(int(self.flagged.sum()), len(self.flagged), self.false_alarms, self.trusted)
+
+    @property
+    def precision(self) -> Measurement:
+        """Share of the flagged images that are no false alarms, if these are as many as they should be."""
+        n, flagged = len(self.flagged), int(self.flagged.sum())
+        if not flagged:
+            return measures.unmeasured("nothing is flagged")
+        belonging = min(n, (n - flagged) / (1 - self.false_alarms))
+        value = min(1.0, max(0.0, 1 - self.false_alarms * belonging / flagged))
+        return Measurement(value=value, n=flagged, method="from the nominal rate of false alarms")
+
+    def by_class(self) -> list[Measurement]:
+        """Of the images that the teacher takes for each class, the share that is flagged."""
+        rows = [self.guessed == index for index in range(len(self.classes))]
+        return [measures.share(int(self.flagged[row].sum()), int(row.sum())) for row in rows]
+
+
+def of_the_set(subject: str, scanned: Scanned) -> Finding:
+    """SP-P2: whether the transfer set holds images that do not belong."""
+    p = scanned.p
+    status: Status = "fail" if p < SURE else "pass"
+    shares = [share.value or 0.0 for share in scanned.by_class()]
+    most = int(np.argmax(shares))
+    others = max((share for index, share in enumerate(shares) if index != most), default=0.0)
+    evidence = [
+        f"{int(scanned.flagged.sum())} of {len(scanned.flagged)} images are flagged at a rate of false alarms of "
+        f"{scanned.false_alarms:.1%}; as many in a clean set: p = {p:.1g}.",
+        f"{shares[most]:.1%} of what the teacher takes for {scanned.classes[most]!r} is flagged, and at most "
+        f"{others:.1%} of any other class.",
+    ]
+    return Finding(
+        rule="SP-P2",
+        subject=subject,
+        title="The transfer set holds images that do not belong" if status == "fail" else "Nothing stands out",
+        status=status,
+        severity="high",
+        measurements={"flagged": scanned.share, "precision": scanned.precision},
+        evidence=evidence,
+        advice="Distil on the cleaned set, and look at the flagged images: where they come from is the way in."
+        if status == "fail"
+        else "An attacker who knows this scan can do better: `stillproof poison --fools` shows by how much.",
     )
 
 

@@ -18,13 +18,14 @@ from stillproof.core.files import write_atomically
 from stillproof.errors import InputError, StoreError
 from stillproof.findings import Result
 
-SETTINGS, ENVIRONMENT, EVENTS, RESULT, REPORT, MODELS = (
+SETTINGS, ENVIRONMENT, EVENTS, RESULT, REPORT, MODELS, SETS = (
     "settings.yaml",
     "environment.json",
     "events.jsonl",
     "result.json",
     "report.html",
     "models",
+    "sets",
 )
 REFUSED = "refused.txt"
 """Left where a run ended for its input: resuming it would end the same way."""

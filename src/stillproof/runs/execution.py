@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from stillproof.errors import InputError
 from stillproof.findings import Result
-from stillproof.runs.directory import ENVIRONMENT, MODELS, REFUSED, REPORT, RESULT, How, RunDirectory
+from stillproof.runs.directory import ENVIRONMENT, MODELS, REFUSED, REPORT, RESULT, SETS, How, RunDirectory
 from stillproof.runs.options import RunOptions
 from stillproof.runs.progress import Reporting, stderr_console
 
@@ -41,6 +41,10 @@ class Work(Protocol):
     @property
     def models(self) -> Callable[..., Mapping[str, Any]]:
         """(settings, values) -> artefacts of classifiers, by file name."""
+
+    @property
+    def sets(self) -> Callable[..., Mapping[str, Any]]:
+        """(settings, values) -> sets of images, by file name."""
 
 
 class Run:
@@ -91,10 +95,13 @@ class Run:
 
     def _leave(self, directory: RunDirectory, result: Result, values: Mapping[str, Artefact]) -> None:
         from stillproof.core.stages import save_artefact
+        from stillproof.runs.image_sets import write_set
         from stillproof.runs.report import write_report
 
         for name, artefact in self.work.models(self.settings, values).items():
             save_artefact(directory.path / MODELS / f"{safe_name(name)}.safetensors", artefact)
+        for name, written in self.work.sets(self.settings, values).items():
+            write_set(directory.path / SETS, safe_name(name), written)
         directory.write(RESULT, result.model_dump_json(indent=1))
         write_report(result, directory.path / REPORT)
         directory.note("concluded", status=result.status)

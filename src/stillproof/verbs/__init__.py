@@ -19,8 +19,13 @@ VERBS: Mapping[str, str] = {
     "distill": "stillproof.verbs.distill:DISTILL",
     "audit": "stillproof.verbs.audit:AUDIT",
     "poison": "stillproof.verbs.poison:POISON_A_PIPELINE",
+    "scan": "stillproof.verbs.scan:SCAN",
     "demo": "stillproof.verbs.demo:DEMO",
 }
+
+
+def _none(*_given: object) -> Mapping[str, Any]:
+    return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,8 @@ class Verb:
     """(settings, values) -> Result. Touches no model."""
     models: Callable[..., Mapping[str, Any]]
     """(settings, values) -> the artefacts of the classifiers that the run leaves behind, by file name."""
+    sets: Callable[..., Mapping[str, Any]] = _none
+    """(settings, values) -> the sets of images that it leaves behind, by file name (runs.image_sets.WrittenSet)."""
 
 
 def run(verb: str, options: RunOptions | None = None, **settings: Any) -> Result:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from stillproof.findings import Result, worst
 from stillproof.verbs import Verb
-from stillproof.verbs.settings import BY_PROFILE, TRAINING, Profile, VerbSettings, merged, settings_as_json
+from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profile, merged, settings_as_json
 
 if TYPE_CHECKING:
     from stillproof.core.carving import Data
@@ -34,7 +34,7 @@ PLANTED_SCALE = 50.0
 """What the self-test multiplies logits by, to plant a masked twin."""
 
 
-class AuditSettings(VerbSettings):
+class AuditSettings(DataSettings):
     """Settings of `audit`."""
 
     by_profile: ClassVar[Mapping[Profile, Mapping[str, Any]]] = merged(TRAINING, LOOKING)

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from stillproof.findings import Result, worst
 from stillproof.verbs import Verb, audit, steal
-from stillproof.verbs.settings import Profile, VerbSettings
+from stillproof.verbs.settings import DataSettings, Profile
 
 if TYPE_CHECKING:
     from stillproof.core.plan import Plan
@@ -24,7 +24,7 @@ THEFT, EVASION = "theft/", "evasion/"
 """What the names of each workshop's artefacts begin with."""
 
 
-class DemoSettings(VerbSettings):
+class DemoSettings(DataSettings):
     """Settings of `demo`."""
 
     by_profile: ClassVar[Mapping[Profile, Mapping[str, Any]]] = {"smoke": {}, "standard": {}, "thorough": {}}

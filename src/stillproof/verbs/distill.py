@@ -10,7 +10,7 @@ from pydantic import Field
 
 from stillproof.findings import Result, Table
 from stillproof.verbs import Verb
-from stillproof.verbs.settings import BY_PROFILE, TRAINING, Profile, VerbSettings, settings_as_json
+from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profile, settings_as_json
 
 if TYPE_CHECKING:
     from stillproof.core.plan import Plan
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 DEFENSIVE_TEMPERATURE = 50.0
 
 
-class DistillSettings(VerbSettings):
+class DistillSettings(DataSettings):
     """Settings of `distill`."""
 
     by_profile: ClassVar[Mapping[Profile, Mapping[str, Any]]] = TRAINING

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from stillproof.findings import Finding, Result, Table, worst
 from stillproof.verbs import Verb
-from stillproof.verbs.settings import BY_PROFILE, TRAINING, Profile, VerbSettings, settings_as_json
+from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profile, settings_as_json
 
 if TYPE_CHECKING:
     from stillproof.core.plan import Plan
@@ -20,7 +20,7 @@ BEST: Mapping[str, str] = {"theft": "ast"}
 """What `--method auto` takes against each threat."""
 
 
-class HardenSettings(VerbSettings):
+class HardenSettings(DataSettings):
     """Settings of `harden`."""
 
     by_profile: ClassVar[Mapping[Profile, Mapping[str, Any]]] = TRAINING

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from stillproof.findings import Result, worst
 from stillproof.verbs import Verb
-from stillproof.verbs.settings import BY_PROFILE, TRAINING, Profile, VerbSettings, merged, settings_as_json
+from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profile, merged, settings_as_json
 
 if TYPE_CHECKING:
     from stillproof.core.carving import Data
@@ -18,12 +18,13 @@ if TYPE_CHECKING:
     from stillproof.core.store import Artefact
     from stillproof.poison.craft import Crafting
     from stillproof.poison.verdict import Guesses
+    from stillproof.runs.image_sets import WrittenSet
 
 CLEAN, POISON = "nothing", "poison"
 """What was added to the transfer sets that are compared first."""
 
 
-class PoisonSettings(VerbSettings):
+class PoisonSettings(DataSettings):
     """Settings of `poison`."""
 
     by_profile: ClassVar[Mapping[Profile, Mapping[str, Any]]] = merged(
@@ -223,4 +224,24 @@ def models(settings: PoisonSettings, values: Mapping[str, Artefact]) -> dict[str
     }
 
 
-POISON_A_PIPELINE = Verb("poison", PoisonSettings, plan, conclude, models)
+def sets(settings: PoisonSettings, values: Mapping[str, Artefact]) -> dict[str, WrittenSet]:
+    """The poisoned transfer set, marked as such, with the clean test images beside it."""
+    from stillproof.core.carving import carve
+    from stillproof.core.images import ImageSet
+    from stillproof.runs.image_sets import WrittenSet
+
+    parts, crafted = carve(values["data"]), values[f"{POISON}/crafted"].tensors
+    poison = ImageSet(crafted["images"], crafted["labels"], parts.training.classes, POISON)
+    manifest = {
+        "what": "POISONED: a transfer set that stillproof poison made to test a pipeline; do not train on it",
+        "of": settings.data,
+        "trigger": settings.trigger,
+        "target": settings.target,
+        "threat": settings.threat,
+        "rate": settings.rate,
+        "poisoned_rows": list(range(len(parts.training), len(parts.training) + len(poison))),
+    }
+    return {"poisoned": WrittenSet(parts.training.with_more(poison), manifest, parts.test)}
+
+
+POISON_A_PIPELINE = Verb("poison", PoisonSettings, plan, conclude, models, sets)

@@ -21,7 +21,6 @@ class VerbSettings(BaseModel):
     """What each profile sets, where neither a flag, the environment nor the config file has."""
 
     profile: Profile = Field("standard", description="How much work: smoke is a first look, thorough takes hours.")
-    data: str = Field(..., description="Data SPEC: digits, a directory with parquet, file.npz, module:factory.")
     limit: int | None = Field(None, ge=40, description=f"Use at most so many training and test images. {BY_PROFILE}")
     seed: int = Field(0, ge=0, description="The first seed.")
 
@@ -30,6 +29,12 @@ class VerbSettings(BaseModel):
         chosen = self.by_profile[self.profile]
         missing = {name: value for name, value in chosen.items() if name not in self.model_fields_set}
         return self.model_copy(update=missing)
+
+
+class DataSettings(VerbSettings):
+    """The same, about one source of images that is carved into training, validation and test."""
+
+    data: str = Field(..., description="Data SPEC: digits, a directory with parquet, file.npz, module:factory.")
 
 
 TRAINING: Mapping[Profile, Mapping[str, Any]] = {

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator
 
 from stillproof.findings import Result, worst
 from stillproof.verbs import Verb
-from stillproof.verbs.settings import BY_PROFILE, TRAINING, Profile, VerbSettings, merged, settings_as_json
+from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profile, merged, settings_as_json
 
 if TYPE_CHECKING:  # torch is imported when a plan is made, not when a command line is read
     from stillproof.core.distillation import Objective
@@ -32,7 +32,7 @@ LABEL_ONLY = "label-only"
 """The thief at the floor of every defence that keeps top-1."""
 
 
-class StealSettings(VerbSettings):
+class StealSettings(DataSettings):
     """Settings of `steal`."""
 
     by_profile: ClassVar[Mapping[Profile, Mapping[str, Any]]] = merged(

@@ -29,4 +29,4 @@ class Digits(Source):
         images = torch.from_numpy(np.rint(bunch.images * (255 / 16)).astype(np.uint8))[:, None]
         labels = torch.from_numpy(bunch.target.astype(np.int64))
         whole = ImageSet(images, labels, tuple("0123456789"), "digits")
-        return with_own_test_set(split_of(whole), whole.classes, whole.name)
+        return with_own_test_set(split_of(whole), whole.classes, whole.name)._replace(has_own_test=True)

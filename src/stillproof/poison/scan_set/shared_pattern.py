@@ -1,0 +1,154 @@
+"""D4: do the images that look suspicious within one predicted class share a pattern, wherever and however large it is?
+
+In a class that poison is aimed at, the suspicious images have the trigger and the others have not. The difference of
+their means, whitened, is the trigger as a matched filter; an image is scored by how much of it it holds. What a class's
+images have in common (a logo, a border) is in both means, and cancels.
+
+Whitening is by frequency: natural images are nearly uncorrelated after a cosine transform and a turn of their colours.
+Each image is scored by a filter made of the other half of the suspects.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from stillproof.core.images import batches
+from stillproof.core.noise import derive
+from stillproof.poison.scan_set.agreement import agreement
+from stillproof.poison.scan_set.sight import Scores, Sight, folds, p_values
+
+CHUNK = 2048
+
+ROUNDING = 1 / 255
+"""Least deviation of a coefficient that is divided by: a codec leaves some that are always 0."""
+
+USUAL = 3.0
+"""Deviations by which a clean image may well hold a filter that it has nothing to do with."""
+
+LOUD = 4.0
+"""Deviations beyond which a coefficient counts as this many in a mean: no single image makes a filter."""
+
+CHANCE = 2.0
+"""Variances of a difference of means that are taken off its square: where a pattern is not, a filter is 0 (Wiener)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SharedPattern:
+    """suspicion: the p-value of D1 below which an image is suspicious; fewest: suspicious images a class must have."""
+
+    suspicion: float = 0.05
+    fewest: int = 8
+
+    def __call__(self, suspects: Sight, trusted: Sight) -> Scores:
+        """How much of the filter of its predicted class each image holds, in deviations."""
+        return self.look(suspects, trusted).scores
+
+    def look(self, suspects: Sight, trusted: Sight, doubts: Scores | None = None) -> Patterns:
+        """The scores, and the patterns by class. doubts: what makes an image suspicious; None: D1."""
+        seen = agreement(suspects, trusted) if doubts is None else doubts
+        suspicious = torch.from_numpy(p_values(seen) <= self.suspicion)
+        spectrum = _Spectrum.of(suspects.images)
+        halves = [folds(len(sight), 2, derive(0, "halves", name)) for name, sight in (("s", suspects), ("t", trusted))]
+        found, usual = np.zeros(len(suspects)), np.zeros(len(trusted))
+        patterns: dict[int, Tensor] = {}
+        for half in (0, 1):
+            filters = self._filters(spectrum, suspects, suspicious & (halves[0] != half))
+            for index, one in filters.items():
+                patterns[index] = patterns.get(index, torch.zeros_like(one)) + one
+            for score, sight, own in zip((found, usual), (suspects, trusted), halves, strict=True):
+                score[(own == half).numpy()] = _matched(spectrum, sight, own == half, filters)
+        return Patterns(
+            Scores(found, usual, least=USUAL), {index: spectrum.image(one) for index, one in patterns.items()}
+        )
+
+    def _filters(self, spectrum: _Spectrum, suspects: Sight, suspicious: Tensor) -> dict[int, Tensor]:
+        """A filter of length 1 for each class that has enough suspicious images. suspicious: of the other half."""
+        guessed, found = suspects.guessed, {}
+        for index in range(suspects.teacher.shape[1]):
+            rows = (guessed == index) & suspicious
+            others = (guessed == index) & ~suspicious
+            if int(rows.sum()) < self.fewest or int(others.sum()) < self.fewest:
+                continue
+            difference = spectrum.mean(suspects.images[rows]) - spectrum.mean(suspects.images[others])
+            by_chance = CHANCE * (1 / int(rows.sum()) + 1 / int(others.sum()))
+            kept = difference * (1 - by_chance / difference.square().clamp_min(1e-12)).clamp_min(0)
+            found[index] = kept / kept.norm().clamp_min(1e-12)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """scores, and for each class with suspicious images what these have and the others have not: (C, H, W), signed."""
+
+    scores: Scores
+    shown: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class _Spectrum:
+    """The whitening transform: colours turned, cosine transform, each coefficient over its deviation."""
+
+    colours: Tensor
+    rows: Tensor
+    columns: Tensor
+    centre: Tensor
+    deviation: Tensor
+
+    @classmethod
+    def of(cls, images: Tensor) -> _Spectrum:
+        channels, height, width = images.shape[1:]
+        turn = _cosines(channels)
+        plain = cls(turn, _cosines(height), _cosines(width), torch.zeros(1), torch.ones(1))
+        count, total, squares = 0, torch.zeros(channels, height, width), torch.zeros(channels, height, width)
+        for chunk in plain.chunks(images):
+            count += len(chunk)
+            total += chunk.sum(0)
+            squares += chunk.square().sum(0)
+        centre = total / count
+        deviation = (squares / count - centre.square()).clamp_min(0).sqrt()
+        return cls(plain.colours, plain.rows, plain.columns, centre, deviation.clamp_min(ROUNDING))
+
+    def chunks(self, images: Tensor) -> Iterator[Tensor]:
+        """The whitened coefficients of some images at a time, float32, (n, C, H, W)."""
+        for rows in batches(len(images), CHUNK):
+            pixels = torch.einsum("dc,nchw->ndhw", self.colours, images[rows].float() / 255)
+            yield (self.rows @ pixels @ self.columns.T - self.centre) / self.deviation
+
+    def mean(self, images: Tensor) -> Tensor:
+        total = torch.zeros(images.shape[1:])
+        for chunk in self.chunks(images):
+            total += chunk.clamp(-LOUD, LOUD).sum(0)
+        return total / len(images)
+
+    def image(self, coefficients: Tensor) -> Tensor:
+        """What coefficients look like as a change of an image."""
+        pixels = self.rows.T @ (coefficients * self.deviation) @ self.columns
+        return torch.einsum("dc,dhw->chw", self.colours, pixels)
+
+
+def _cosines(n: int) -> Tensor:
+    """The orthonormal cosine transform (DCT-II), (n, n)."""
+    places = torch.arange(n)
+    found = torch.cos(math.pi * (2 * places + 1) * places[:, None] / (2 * n)) * math.sqrt(2 / n)
+    found[0] /= math.sqrt(2)
+    return found
+
+
+def _matched(spectrum: _Spectrum, sight: Sight, own: Tensor, filters: dict[int, Tensor]) -> np.ndarray:
+    """How much of the filter of its predicted class each image of `own` holds; 0 where the class has none."""
+    guessed, start = sight.guessed[own], 0
+    found = torch.zeros(len(guessed), dtype=torch.float64)
+    for chunk in spectrum.chunks(sight.images[own]):
+        here = guessed[start : start + len(chunk)]
+        for index, one in filters.items():
+            rows = here == index
+            values = torch.einsum("nchw,chw->n", chunk[rows], one)
+            found[start : start + len(chunk)][rows] = values.double()
+        start += len(chunk)
+    return found.numpy()

@@ -1,0 +1,155 @@
+"""`stillproof scan`: does a transfer set hold images that do not belong?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import Field
+
+from stillproof.findings import Result, worst
+from stillproof.verbs import Verb
+from stillproof.verbs.settings import BY_PROFILE, Profile, VerbSettings, merged, settings_as_json
+
+if TYPE_CHECKING:
+    from stillproof.core.plan import Plan, Stage
+    from stillproof.core.runtime import Runtime
+    from stillproof.core.store import Artefact
+    from stillproof.runs.image_sets import WrittenSet
+
+LEARNING: Mapping[Profile, Mapping[str, Any]] = {
+    "smoke": {"epochs": 30},
+    "standard": {"epochs": 60},
+    "thorough": {"epochs": 120},
+}
+"""How long a profile trains the references: trusted images are few."""
+
+
+class ScanSettings(VerbSettings):
+    """Settings of `scan`."""
+
+    by_profile: ClassVar[Mapping[Profile, Mapping[str, Any]]] = merged(LEARNING)
+
+    transfer_set: str = Field(..., description="Data SPEC of the transfer set; its training images.")
+    teacher: str = Field(..., description="Model SPEC of the teacher, with its weights. The scan trusts it.")
+    trusted: str | None = Field(
+        None, description="Data SPEC of images that you vouch for; else the test images of the transfer set's source."
+    )
+    reference: str = Field("zoo:cnn?width=32", description="Model SPEC of the references; not the teacher's.")
+    false_alarms: float = Field(0.01, gt=0, lt=0.5, description="Share of clean images that may be flagged.")
+    epochs: int = Field(60, ge=1, description=f"Epochs of the references. {BY_PROFILE}")
+
+
+def plan(settings: ScanSettings, runtime: Runtime) -> Plan:
+    """The graph of stages. Raises InputError."""
+    from stillproof.core.classifiers import Model
+    from stillproof.core.noise import derive
+    from stillproof.core.plan import Plan, stage
+    from stillproof.core.sources import open_source
+    from stillproof.core.training import Recipe
+    from stillproof.errors import InputError
+    from stillproof.poison.scanning import REFERENCES, bring_for, load_set, scan_set, train_reference
+
+    teacher = Model(settings.teacher)
+    teacher.identity()
+    if not teacher.is_trained:
+        raise InputError(
+            f"the teacher {settings.teacher!r} has no weights, and a scan trusts what the teacher says.",
+            "Name its weights: zoo:resnet18?weights=teacher.safetensors, or the file alone.",
+        )
+    source = open_source(settings.transfer_set)
+    suspects = stage(load_set, "read the transfer set", source=source, part="training", limit=settings.limit)
+    trusted = (
+        stage(load_set, "read the trusted set", source=source, part="test", limit=None)
+        if settings.trusted is None
+        else stage(load_set, "read the trusted set", source=open_source(settings.trusted), part="training", limit=None)
+    )
+    facts = source.facts()
+    known = facts.test if settings.trusted is None else open_source(settings.trusted).facts().train
+    master = stage(bring_for, "look at the teacher", images=trusted, model=teacher)
+    references: list[Stage] = [
+        stage(
+            train_reference,
+            f"train reference {fold + 1} of {REFERENCES}",
+            passes=3 * known * settings.epochs,
+            teacher=master,
+            trusted=trusted,
+            model=Model(settings.reference),
+            fold=fold,
+            recipe=Recipe.standard(settings.epochs),
+            seed=derive(settings.seed, "reference", fold),
+        )
+        for fold in range(REFERENCES)
+    ]
+    scanned = stage(
+        scan_set,
+        "scan the transfer set",
+        passes=2 * (facts.train + known),
+        teacher=master,
+        suspects=suspects,
+        trusted=trusted,
+        references=references,
+        false_alarms=settings.false_alarms,
+    )
+    return Plan({"suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}, runtime)
+
+
+def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
+    """Which images do not belong, and how sure that is."""
+    from stillproof.poison import account, pictures, verdict
+    from stillproof.poison.scanning import COMBINED, scores_of, set_of
+
+    scanned, suspects = values["scan"], set_of(values["suspects"])
+    scores = scores_of(scanned)
+    found = verdict.Scanned(
+        flagged=scanned.tensors["flagged"].numpy(),
+        guessed=scanned.tensors["guessed"].numpy(),
+        classes=suspects.classes,
+        false_alarms=settings.false_alarms,
+        trusted=len(scanned.tensors["usual"]),
+    )
+    finding = verdict.of_the_set(settings.transfer_set, found)
+    rows = values["suspects"].tensors["rows"].numpy()
+    notes = [] if settings.trusted is not None else ["The test images of the transfer set's own source were trusted."]
+    return Result(
+        verb="scan",
+        status=worst([finding.status]),
+        summary=f"{found.share.value:.1%} of {len(suspects)} images are flagged at a rate of false alarms of "
+        f"{settings.false_alarms:.1%}.",
+        notes=notes,
+        findings=[finding],
+        tables=[
+            account.scanners_table(scores, settings.false_alarms),
+            account.classes_table(found, scanned.tensors["suspicious"].numpy()),
+            account.flagged_table(found, scanned.tensors["p"].numpy(), scores, rows),
+        ],
+        curves=[account.histogram(scores[COMBINED])],
+        images=pictures.found_by(scanned, suspects),
+        settings=settings_as_json(settings),
+    )
+
+
+def models(_settings: ScanSettings, _values: Mapping[str, Artefact]) -> dict[str, Artefact]:
+    """None: the teacher was brought along."""
+    return {}
+
+
+def sets(settings: ScanSettings, values: Mapping[str, Artefact]) -> dict[str, WrittenSet]:
+    """The transfer set without what is flagged."""
+    from stillproof.poison.scanning import set_of
+    from stillproof.runs.image_sets import WrittenSet
+
+    suspects, scanned = values["suspects"], values["scan"].tensors
+    kept, rows = (~scanned["flagged"]).nonzero()[:, 0], suspects.tensors["rows"]
+    manifest = {
+        "what": "a transfer set without the images that stillproof scan flagged",
+        "of": settings.transfer_set,
+        "false_alarms": settings.false_alarms,
+        "rows": rows[kept].tolist(),
+        "flagged": rows[scanned["flagged"]].tolist(),
+        "p_of_flagged": scanned["p"][scanned["flagged"]].tolist(),
+    }
+    return {"cleaned": WrittenSet(set_of(suspects).subset(kept), manifest)}
+
+
+SCAN = Verb("scan", ScanSettings, plan, conclude, models, sets)

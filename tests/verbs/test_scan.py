@@ -1,0 +1,106 @@
+"""poison and scan end to end through the command line's own path: what one writes, the other reads and cleans."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from stillproof import InputError, Result, RunOptions, run
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run directory of a poisoning."""
+    root = tmp_path_factory.mktemp("poison")
+    run(
+        "poison",
+        RunOptions(runs=root / "runs", store=str(root / "store")),
+        profile="smoke",
+        data="digits",
+        teacher="zoo:cnn?width=16",
+        student="zoo:cnn?width=8",
+        trigger="patch?size=3&pattern=white",
+        threat="linf:0.2",
+        target=1,
+        rate=0.1,
+        epochs=20,
+        seeds=1,
+        controls=False,
+    )
+    (found,) = (root / "runs").iterdir()
+    return found
+
+
+def scan(place: Path, planted: Path, **given: Any) -> tuple[Result, Path]:
+    chosen = {
+        "transfer_set": str(planted / "sets/poisoned.npz"),
+        "teacher": str(planted / "models/teacher.safetensors"),
+    }
+    options = RunOptions(runs=place / "runs", store=str(place / "store"))
+    result = run("scan", options, **({"profile": "smoke", "epochs": 20} | chosen | given))
+    (found,) = (place / "runs").iterdir()
+    return result, found
+
+
+def test_a_poisoned_set_is_marked_as_such(planted: Path) -> None:
+    manifest = json.loads((planted / "sets/poisoned.json").read_text())
+    held = np.load(planted / "sets/poisoned.npz")
+    assert "POISONED" in manifest["what"]
+    assert len(manifest["poisoned_rows"]) / len(held["train_images"]) == pytest.approx(0.1, abs=0.005)
+    assert (held["train_labels"][manifest["poisoned_rows"]] == 1).all()
+
+
+def test_what_poison_writes_scan_finds_and_leaves_a_cleaned_set_beside_it(tmp_path: Path, planted: Path) -> None:
+    before = (planted / "sets/poisoned.npz").read_bytes()
+    result, directory = scan(tmp_path, planted)
+    assert [(f.rule, f.status) for f in result.findings] == [("SP-P2", "fail")]
+    planted_rows = set(json.loads((planted / "sets/poisoned.json").read_text())["poisoned_rows"])
+    manifest = json.loads((directory / "sets/cleaned.json").read_text())
+    flagged = set(manifest["flagged"])
+    assert len(flagged & planted_rows) > 0.85 * len(planted_rows)
+    assert len(flagged - planted_rows) < 0.04 * 1000
+    cleaned, poisoned = np.load(directory / "sets/cleaned.npz"), np.load(planted / "sets/poisoned.npz")
+    assert np.array_equal(cleaned["images"], poisoned["train_images"][manifest["rows"]])
+    assert (planted / "sets/poisoned.npz").read_bytes() == before
+    assert result.images
+
+
+def test_a_clean_set_passes_and_keeps_nearly_all(tmp_path: Path, planted: Path) -> None:
+    result, directory = scan(tmp_path, planted, transfer_set="digits")
+    assert [f.status for f in result.findings] == ["pass"]
+    assert len(json.loads((directory / "sets/cleaned.json").read_text())["flagged"]) < 0.03 * 1258
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"teacher": "zoo:cnn"}, "has no weights"),
+        ({"trusted": "tests.verbs.test_scan:few"}, "too few"),
+        ({"transfer_set": "tests.verbs.test_scan:other", "trusted": "digits"}, "images of one kind"),
+    ],
+)
+def test_what_cannot_be_scanned_is_one_clear_error(
+    tmp_path: Path, planted: Path, given: dict[str, str], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        scan(tmp_path, planted, **given)
+
+
+def few() -> Any:
+    from stillproof.core.sources import DataSource
+    from stillproof.core.sources.digits import Digits
+
+    whole = Digits().load()
+    return DataSource(whole.train.subset(whole.train.per_class(5, 0)), whole.test)
+
+
+def other() -> Any:
+    from dataclasses import replace
+
+    from stillproof.core.sources import DataSource
+    from stillproof.core.sources.digits import Digits
+
+    train, test = (replace(part, images=part.images.repeat(1, 1, 2, 2)) for part in Digits().load())
+    return DataSource(train, test)
