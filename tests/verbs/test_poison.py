@@ -26,9 +26,13 @@ def run(store: Path, **given: Any) -> Result:
 
 
 def test_a_clean_teachers_student_is_backdoored_by_poison_and_not_by_its_controls(tmp_path: Path) -> None:
-    result = run(tmp_path, epochs=60, seeds=3)
-    (finding,) = result.findings
+    result = run(tmp_path, epochs=60, seeds=1, defend=True, reference="zoo:cnn?width=8", reference_epochs=20)
+    finding, *defences = result.findings
     assert (finding.rule, finding.status) == ("SP-P1", "fail")
+    assert {f.rule for f in defences} == {"SP-P4"}
+    lifts = {f.subject: f.measurements["ASR lift over clean students"].value for f in defences}
+    assert max(lifts["scan"], lifts["scan and consensus"]) < 0.1  # type: ignore[type-var, operator]
+    assert lifts["unlearning"] < finding.measurements["ASR lift over clean students"].value  # type: ignore[operator]
     rows = {row[0]: row for row in result.tables[0].rows}
     asr = {name: row[1].value for name, row in rows.items()}  # type: ignore[union-attr]
     assert asr["poison"] > 0.25
@@ -38,7 +42,7 @@ def test_a_clean_teachers_student_is_backdoored_by_poison_and_not_by_its_control
 
 
 def test_poison_that_deceives_nobody_shows_nothing(tmp_path: Path) -> None:
-    result = run(tmp_path, epochs=12, threat="linf:0.01", trigger="patch?size=2", controls=False)
+    result = run(tmp_path, epochs=12, threat="linf:0.01", trigger="patch?size=2", controls=False, seeds=1)
     assert result.findings[0].status == "inconclusive"
     assert "weak" in " ".join(result.findings[0].evidence)
 

@@ -73,6 +73,31 @@ def test_a_clean_set_passes_and_keeps_nearly_all(tmp_path: Path, planted: Path) 
     assert len(json.loads((directory / "sets/cleaned.json").read_text())["flagged"]) < 0.03 * 1258
 
 
+def test_a_resistant_distillation_scans_first(tmp_path: Path, planted: Path) -> None:
+    brought = {"data": planted / "sets/poisoned.npz", "teacher": planted / "models/teacher.safetensors"}
+    result = run(
+        "distill",
+        RunOptions(runs=tmp_path / "runs", store=str(tmp_path / "store")),
+        profile="smoke",
+        student="zoo:cnn?width=8",
+        resistant=True,
+        reference="zoo:cnn?width=8",
+        epochs=20,
+        **{name: str(path) for name, path in brought.items()},
+    )
+    assert [(f.rule, f.status) for f in result.findings] == [("SP-P2", "fail")]
+    rows = {row[0]: row[1].value for row in result.tables[0].rows}  # type: ignore[union-attr]
+    assert set(rows) == {"teacher", "student", "student of all"}
+    assert rows["student"] > 0.85  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("more", [{"defensive": True}, {"label_mode": "online"}, {"objective": "rkd"}])
+def test_what_cannot_be_distilled_resistantly_is_refused(planted: Path, more: dict[str, Any]) -> None:
+    teacher = str(planted / "models/teacher.safetensors")
+    with pytest.raises(InputError, match="resistant"):
+        run("distill", data="digits", teacher=teacher, student="zoo:cnn", resistant=True, **more)
+
+
 @pytest.mark.parametrize(
     ("given", "said"),
     [

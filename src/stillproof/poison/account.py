@@ -18,10 +18,10 @@ LISTED = 50
 Cell = str | int | float | Measurement | None
 
 
-def students_table(mode: str, rows: Sequence[Planted]) -> Table:
+def students_table(title: str, rows: Sequence[Planted]) -> Table:
     """What each transfer set did."""
     columns = [
-        "added to the transfer set",
+        "students of",
         "ASR",
         "lift over clean students",
         "ASR of another trigger",
@@ -33,7 +33,7 @@ def students_table(mode: str, rows: Sequence[Planted]) -> Table:
         [row.name, row.asr, row.lift, row.other, row.accuracy, row.robust, row.lost] for row in rows
     ]
     return Table(
-        title=f"Students, {mode} labels",
+        title=title,
         columns=columns,
         rows=cells,
         note="ASR: share of other classes' test images, with the trigger and no δ, that are taken for the target.",

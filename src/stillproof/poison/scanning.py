@@ -80,9 +80,10 @@ def set_of(loaded: Artefact) -> ImageSet:
 
 
 @job(version=1)
-def bring_for(context: Context, images: Artefact, *, model: Model) -> Artefact:
-    """A classifier that brings its own weights, for these images. Raises InputError if it is none of theirs."""
-    some = set_of(images)
+def bring_for(context: Context, trusted: Artefact, suspects: Artefact, *, model: Model) -> Artefact:
+    """A classifier that brings its own weights, for these images. Raises InputError if they do not fit together."""
+    some = set_of(trusted)
+    _check(set_of(suspects), some)
     made, facts = admit(model.build(some.shape, len(some.classes)), some, model.text)
     accuracy = float((predict(made, some, context.runtime).argmax(1) == some.known_labels()).double().mean())
     return classifier_artefact(
@@ -121,9 +122,8 @@ def scan_set(
     *,
     false_alarms: float,
 ) -> Artefact:
-    """Scores of every scanner, and which images are flagged at this rate of false alarms. Raises InputError."""
+    """Scores of every scanner, and which images are flagged at this rate of false alarms."""
     images, known = set_of(suspects), set_of(trusted)
-    _check(images, known)
     master = classifier_of(teacher, context)
     judges = [classifier_of(one, context) for one in references]
     seen = _sight(context, master, judges, images, folds(len(images), REFERENCES, derive(0, "suspect folds")))

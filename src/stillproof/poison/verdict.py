@@ -103,6 +103,30 @@ def of_the_pipeline(subject: str, found: Planted, teacher: Measurement, crafted:
     )
 
 
+KEPT_OUT = 0.05
+"""ASR lift over clean students that a resistant distillation may leave."""
+
+
+def of_a_defence(subject: str, found: Planted) -> Finding:
+    """SP-P4: whether the backdoor was kept out, or driven out, and at what price."""
+    status = judge(found.lift, KEPT_OUT, good="below")
+    titles: dict[Status, str] = {
+        "fail": "The backdoor is there nevertheless",
+        "pass": "The backdoor was kept out",
+        "inconclusive": "Whether the backdoor was kept out is open",
+    }
+    return Finding(
+        rule="SP-P4",
+        subject=subject,
+        title=titles[status],
+        status=status,
+        severity="high",
+        measurements={"ASR lift over clean students": found.lift, "ASR": found.asr, "accuracy lost": found.lost},
+        evidence=[f"ASR {found.asr.value:.1%}, at {found.lost.value:+.1%} of accuracy lost to clean students."],
+        advice="Combine it with the scan, or give a larger trusted set." if status == "fail" else "",
+    )
+
+
 SURE = 1e-3
 """Chance of as many flagged images in a clean set, below which a set is not clean."""
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from stillproof.findings import Result, Table
-from stillproof.verbs import Verb
+from stillproof.findings import Result, Table, worst
+from stillproof.verbs import Verb, scan
 from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profile, settings_as_json
 
 if TYPE_CHECKING:
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 
 DEFENSIVE_TEMPERATURE = 50.0
+
+UNLABELLED = "kd?alpha=1"
+
+UNGUARDED = "student of all"
+"""Distilled on a transfer set as it is, to compare with."""
 
 
 class DistillSettings(DataSettings):
@@ -42,6 +47,15 @@ class DistillSettings(DataSettings):
         None,
         description="Robust distillation by SPEC: rslad, ard?alpha=0.9. A teacher without weights is PGD-trained.",
     )
+    resistant: bool = Field(
+        False,
+        description="The transfer set may be poisoned: scan it first, leave out what is flagged, and learn the "
+        "teacher's consensus over views. The teacher brings weights, and --trusted names images that you vouch for.",
+    )
+    trusted: str | None = Field(
+        None, description="Data SPEC of trusted images (--resistant); else the test images of the data's own source."
+    )
+    reference: str = Field("zoo:cnn?width=32", description="Model SPEC of the references of the scan (--resistant).")
     label_mode: Literal["cached", "online"] = Field(
         "cached",
         description="Teacher answers on the plain images, once, or on each augmented view (as features always are).",
@@ -60,6 +74,8 @@ def plan(settings: DistillSettings, runtime: Runtime) -> Plan:
 
     recipe, seed = Recipe.standard(settings.epochs), settings.seed
     way = _way(settings)
+    if settings.resistant:
+        return _resistant_plan(settings, way, runtime)
     data = data_stage(settings.data, settings.limit)
     sizes = data.sizes
     common: dict[str, Any] = {"data": data.stage, "recipe": recipe, "seed": seed, "images": sizes.training}
@@ -89,6 +105,53 @@ def plan(settings: DistillSettings, runtime: Runtime) -> Plan:
     return Plan(outputs, runtime)
 
 
+def _resistant_plan(settings: DistillSettings, way: _Way, runtime: Runtime) -> Plan:
+    """Scan the transfer set, and distil on what is left; to compare, on all of it. Both meet the trusted images."""
+    from stillproof.core.classifiers import Model
+    from stillproof.core.noise import derive
+    from stillproof.core.plan import Plan, stage
+    from stillproof.core.training import Recipe
+    from stillproof.poison.resisting import VIEWS, answer_set, distil_on_the_rest
+
+    found = scan.stages(_scanning(settings))
+    common: dict[str, Any] = {
+        "teacher": found["teacher"],
+        "model": Model(settings.student),
+        "objective": way.objective,
+        "recipe": Recipe.standard(settings.epochs),
+        "seed": derive(settings.seed, "student"),
+    }
+    student = stage(
+        distil_on_the_rest,
+        "distil on what the scan leaves",
+        suspects=found["suspects"],
+        scanned=found["scan"],
+        views=VIEWS,
+        **common,
+    )
+    unguarded = stage(distil_on_the_rest, "distil on all of it", suspects=found["suspects"], views=0, **common)
+    classifiers = {"teacher": found["teacher"], "student": student, UNGUARDED: unguarded}
+    outputs = found | {f"{name}/model": classifier for name, classifier in classifiers.items()}
+    for name, classifier in classifiers.items():
+        outputs[f"{name}/test"] = stage(
+            answer_set, f"measure the {name}", classifier=classifier, images=found["trusted"]
+        )
+    return Plan(outputs, runtime)
+
+
+def _scanning(settings: DistillSettings) -> scan.ScanSettings:
+    """The scan that comes first."""
+    return scan.ScanSettings(
+        profile=settings.profile,
+        transfer_set=settings.data,
+        teacher=settings.teacher,
+        trusted=settings.trusted,
+        reference=settings.reference,
+        limit=settings.limit,
+        seed=settings.seed,
+    ).resolved()
+
+
 @dataclass(frozen=True, slots=True)
 class _Way:
     """How a student is distilled: its objective, and its teacher's if that is trained first; passes an image."""
@@ -108,12 +171,17 @@ def _way(settings: DistillSettings) -> _Way:
     from stillproof.errors import InputError
 
     asked = {"objective": settings.objective != "kd", "robust": settings.robust, "defensive": settings.defensive}
-    chosen = [f"--{name}" for name, is_asked in asked.items() if is_asked]
-    if len(chosen) > 1:
-        raise InputError(f"{' and '.join(chosen)} contradict each other.", "Give one of them.")
+    given = [f"--{name}" for name, is_asked in asked.items() if is_asked]
+    if len(given) > 1:
+        raise InputError(f"{' and '.join(given)} contradict each other.", "Give one of them.")
     if settings.temperature != DEFENSIVE_TEMPERATURE and not settings.defensive:
         raise InputError(
             "--temperature is that of defensive distillation.", "Add --defensive, or use kd?temperature=4."
+        )
+    if settings.resistant and (settings.defensive or settings.robust or settings.label_mode == "online"):
+        raise InputError(
+            "--resistant learns the teacher's consensus on what a scan leaves, and that alone.",
+            "Leave out --defensive, --robust and --label-mode online.",
         )
     if settings.defensive:
         from stillproof.evasion.hardening.defensive_distillation import AtTemperature, SoftLabels
@@ -125,12 +193,16 @@ def _way(settings: DistillSettings) -> _Way:
     from stillproof.evasion.hardening.adversarial_training import AdversarialTraining
     from stillproof.evasion.hardening.inner import Inner
 
-    objective = build("objective", Spec.parse(settings.robust or settings.objective))
+    # the labels of a set that may be poisoned are the attacker's
+    chosen = UNLABELLED if settings.resistant and settings.objective == "kd" else settings.objective
+    objective = build("objective", Spec.parse(settings.robust or chosen))
     if settings.robust and not isinstance(objective, Inner):
         raise InputError(f"{settings.robust!r} is no robust distillation.", "Use rslad or ard.")
     if isinstance(objective, Inner):
         training = AdversarialTraining(threat=objective.threat)
         return _Way(objective, True, 3 * (objective.steps + 2) + 1, training, 3 * (training.steps + 1))
+    if settings.resistant and isinstance(objective, FeatureObjective | Inner):
+        raise InputError(f"{settings.objective!r} cannot be distilled with --resistant.", "Use kd, dkd or logit-std.")
     online = settings.label_mode == "online" or isinstance(objective, FeatureObjective)
     return _Way(objective, online, 4 if online else 3)
 
@@ -140,7 +212,8 @@ def conclude(settings: DistillSettings, values: Mapping[str, Artefact]) -> Resul
     from stillproof.core import measures
 
     labels = values["teacher/test"].tensors["labels"].numpy()
-    names = ("teacher", "student", "student alone")
+    other = UNGUARDED if settings.resistant else "student alone"
+    names = ("teacher", "student", other)
     logits = {name: values[f"{name}/test"].tensors["logits"].numpy() for name in names}
     taught = logits["teacher"].argmax(axis=1)
     rows: list[list[Any]] = []
@@ -165,22 +238,31 @@ def conclude(settings: DistillSettings, values: Mapping[str, Artefact]) -> Resul
         "KL to the teacher",
     ]
     right = {name: (logits[name].argmax(axis=1) == labels)[None] for name in names}
-    gain = measures.difference(right["student"], right["student alone"])
-    p = measures.mcnemar(right["student"][0], right["student alone"][0])
-    rows_of_gain: list[list[Any]] = [["student − student alone", gain, p]]
+    gain = measures.difference(right["student"], right[other])
+    p = measures.mcnemar(right["student"][0], right[other][0])
+    rows_of_gain: list[list[Any]] = [[f"student − {other}", gain, p]]
+    found = [scan.finding(_scanning(settings), values)] if settings.resistant else []
+    without = "on the whole transfer set" if settings.resistant else "without a teacher"
     return Result(
         verb="distill",
-        status="pass",
-        summary=f"the student reaches {rows[1][1].value:.1%} test accuracy, {rows[2][1].value:.1%} without a teacher.",
+        status=worst(one.status for one in found),
+        summary=f"the student reaches {rows[1][1].value:.1%} test accuracy, {rows[2][1].value:.1%} {without}.",
         notes=_notes(settings),
+        findings=found,
         tables=[
             Table(
                 title="Teacher and student",
                 columns=columns,
                 rows=rows,
-                note="`student alone` is trained on the labels only.",
+                note="On the trusted images, on which neither student was trained."
+                if settings.resistant
+                else "`student alone` is trained on the labels only.",
             ),
-            Table(title="What the teacher adds", columns=["", "test accuracy", "McNemar p"], rows=rows_of_gain),
+            Table(
+                title="What the scan costs" if settings.resistant else "What the teacher adds",
+                columns=["", "test accuracy", "McNemar p"],
+                rows=rows_of_gain,
+            ),
         ],
         settings=settings_as_json(settings),
     )
@@ -193,6 +275,8 @@ def _notes(settings: DistillSettings) -> list[str]:
             "teacher brought weights that were not trained at this temperature): "
             "`stillproof audit --model …/student.safetensors` shows what it is worth."
         ]
+    if settings.resistant:
+        return ["`stillproof poison --defend` shows on planted poison what this keeps out of your pipeline."]
     if settings.robust:
         return ["How robust the student is, `stillproof audit --model …/student.safetensors` measures."]
     return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -20,6 +21,12 @@ if TYPE_CHECKING:
     from stillproof.poison.verdict import Guesses
     from stillproof.runs.image_sets import WrittenSet
 
+FALSE_ALARMS = 0.01
+"""Of the scan that a defence rests on."""
+
+TUNING_RATE = 0.05
+"""Peak rate of fine-tuning: half of training's."""
+
 CLEAN, POISON = "nothing", "poison"
 """What was added to the transfer sets that are compared first."""
 
@@ -28,7 +35,12 @@ class PoisonSettings(DataSettings):
     """Settings of `poison`."""
 
     by_profile: ClassVar[Mapping[Profile, Mapping[str, Any]]] = merged(
-        TRAINING, {"smoke": {"seeds": 3}, "standard": {"seeds": 3}, "thorough": {"seeds": 5}}
+        TRAINING,
+        {
+            "smoke": {"seeds": 3, "reference_epochs": 30},
+            "standard": {"seeds": 3, "reference_epochs": 60},
+            "thorough": {"seeds": 5, "reference_epochs": 120},
+        },
     )
 
     teacher: str = Field(..., description="Model SPEC of the clean teacher; without weights it is trained first.")
@@ -50,6 +62,9 @@ class PoisonSettings(DataSettings):
         "cached", description="Teacher answers on the plain images, once, or on each augmented view."
     )
     controls: bool = Field(True, description="Distil on the controls as well: δ, trigger and noise apart.")
+    defend: bool = Field(False, description="Distil on the poisoned set with the defences as well (SP-P4).")
+    reference: str = Field("zoo:cnn?width=32", description="Model SPEC of the references of the scan.")
+    reference_epochs: int = Field(60, ge=1, description=f"Epochs of the references. {BY_PROFILE}")
     bar: float = Field(0.1, ge=0, le=1, description="ASR lift over clean students that is put up with (SP-P1).")
     seeds: int = Field(3, ge=1, description=f"Students of each transfer set. {BY_PROFILE}")
     epochs: int = Field(12, ge=1, description=f"Epochs of teacher and students. {BY_PROFILE}")
@@ -121,6 +136,10 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
                     seed=derive(seed, "student"),
                     **given,
                 )
+    if settings.defend:
+        defended = _defended(settings, data, teacher, outputs, objective)
+        outputs |= {f"{name}/model": found for name, found in defended.items()}
+        measured |= defended
     trigger = build("trigger", Spec.parse(settings.trigger))
     for name, classifier in measured.items():
         outputs[name] = stage(
@@ -132,6 +151,70 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
             trigger=trigger,
         )
     return Plan(outputs, runtime)
+
+
+DEFENCES = ("scan", "scan and consensus", "unlearning")
+"""What is held to SP-P4."""
+
+BASELINES = ("trusted images alone", "fine-tuning")
+"""What the defences are compared with: both use the trusted images, and neither looks for poison."""
+
+UNLEARNING_EPOCHS = 8
+
+
+def _defended(
+    settings: PoisonSettings, data: Data, teacher: Stage, outputs: Mapping[str, Stage], objective: object
+) -> dict[str, Stage]:
+    """The students of the poisoned set under each defence, and of the baselines, by name and seed."""
+    from stillproof.core.classifiers import Model
+    from stillproof.core.noise import derive
+    from stillproof.core.plan import stage
+    from stillproof.core.training import Recipe
+    from stillproof.poison.resistant import Unlearning
+    from stillproof.poison.resisting import VIEWS, assemble, distil_on_the_rest, unlearn, vouched
+    from stillproof.verbs.scan import Looking
+
+    suspects = stage(assemble, "assemble the poisoned set", data=data.stage, added=outputs[f"{POISON}/crafted"])
+    trusted = stage(vouched, "take the trusted set", data=data.stage)
+    looking = Looking(settings.reference, settings.reference_epochs, FALSE_ALARMS, settings.seed)
+    scanned = looking.stage(teacher, suspects, trusted, images=data.sizes.training, known=data.sizes.validation)
+    common: dict[str, Any] = {"model": Model(settings.student), "objective": objective, "teacher": teacher}
+    found: dict[str, Stage] = {}
+    mode = settings.modes[0]
+    for seed in settings.students:
+        learning = derive(seed, "student")
+        for name, views, images, given in (
+            ("scan", 0, data.sizes.training, {"suspects": suspects, "scanned": scanned}),
+            ("scan and consensus", VIEWS, data.sizes.training, {"suspects": suspects, "scanned": scanned}),
+            ("trusted images alone", 0, data.sizes.validation, {"suspects": trusted}),
+        ):
+            # as many steps on few images as on many
+            epochs = settings.epochs * max(1, data.sizes.training // (4 * images))
+            found[f"{name}/{mode}/{seed}"] = stage(
+                distil_on_the_rest,
+                f"distil: {name}, seed {seed}",
+                passes=3 * images * epochs,
+                views=views,
+                recipe=Recipe.standard(epochs),
+                seed=learning,
+                **given,
+                **common,
+            )
+        for name, settled in (("unlearning", Unlearning()), ("fine-tuning", Unlearning(sizes=()))):
+            rounds = len(settled.sizes)
+            epochs = UNLEARNING_EPOCHS * (1 if rounds else len(Unlearning().sizes))
+            found[f"{name}/{mode}/{seed}"] = stage(
+                unlearn,
+                f"{name}, seed {seed}",
+                passes=3 * data.sizes.validation * epochs * (1 + rounds) ** 2,
+                teacher=teacher,
+                student=outputs[f"{POISON}/{mode}/{seed}/model"],
+                trusted=trusted,
+                settings=settled,
+                recipe=replace(Recipe.standard(epochs), learning_rate=TUNING_RATE, orthogonal_rate=TUNING_RATE / 5),
+                seed=learning,
+            )
+    return found
 
 
 def added_names(settings: PoisonSettings) -> tuple[str, ...]:
@@ -184,7 +267,20 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
         found[mode] = rows
         subject = f"{settings.student} on {settings.trigger}, {mode} labels"
         findings.append(verdict.of_the_pipeline(subject, rows[1], own, crafted[POISON][0], settings.bar))
-        tables.append(account.students_table(mode, rows))
+        tables.append(account.students_table(f"Students, {mode} labels", rows))
+    if settings.defend:
+        mode = settings.modes[0]
+        everyone = {
+            name: [guesses_of(values[f"{name}/{mode}/{seed}"]) for seed in settings.students]
+            for name in (CLEAN, *DEFENCES, *BASELINES)
+        }
+        resisting = [
+            verdict.planted(name, everyone[name], everyone[CLEAN], target) for name in everyone if name != CLEAN
+        ]
+        findings += [verdict.of_a_defence(row.name, row) for row in resisting if row.name in DEFENCES]
+        tables.append(
+            account.students_table("Students of the poisoned set, with defences and without poison", resisting)
+        )
     tables.append(account.poison_table(crafted))
     rows_of = "; ".join(f"{mode} labels {found[mode][1].asr.value:.1%}" for mode in settings.modes)
     return Result(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
-from stillproof.findings import Result, worst
+from stillproof.findings import Finding, Result, worst
 from stillproof.verbs import Verb
 from stillproof.verbs.settings import BY_PROFILE, Profile, VerbSettings, merged, settings_as_json
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from stillproof.core.plan import Plan, Stage
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
+    from stillproof.poison.verdict import Scanned
     from stillproof.runs.image_sets import WrittenSet
 
 LEARNING: Mapping[Profile, Mapping[str, Any]] = {
@@ -42,13 +44,18 @@ class ScanSettings(VerbSettings):
 
 def plan(settings: ScanSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Raises InputError."""
+    from stillproof.core.plan import Plan
+
+    return Plan(stages(settings), runtime)
+
+
+def stages(settings: ScanSettings) -> dict[str, Stage]:
+    """Both sets, the teacher, and the scan. Raises InputError."""
     from stillproof.core.classifiers import Model
-    from stillproof.core.noise import derive
-    from stillproof.core.plan import Plan, stage
+    from stillproof.core.plan import stage
     from stillproof.core.sources import open_source
-    from stillproof.core.training import Recipe
     from stillproof.errors import InputError
-    from stillproof.poison.scanning import REFERENCES, bring_for, load_set, scan_set, train_reference
+    from stillproof.poison.scanning import bring_for, load_set
 
     teacher = Model(settings.teacher)
     teacher.identity()
@@ -58,66 +65,97 @@ def plan(settings: ScanSettings, runtime: Runtime) -> Plan:
             "Name its weights: zoo:resnet18?weights=teacher.safetensors, or the file alone.",
         )
     source = open_source(settings.transfer_set)
-    suspects = stage(load_set, "read the transfer set", source=source, part="training", limit=settings.limit)
-    trusted = (
-        stage(load_set, "read the trusted set", source=source, part="test", limit=None)
-        if settings.trusted is None
-        else stage(load_set, "read the trusted set", source=open_source(settings.trusted), part="training", limit=None)
-    )
     facts = source.facts()
-    known = facts.test if settings.trusted is None else open_source(settings.trusted).facts().train
-    master = stage(bring_for, "look at the teacher", images=trusted, model=teacher)
-    references: list[Stage] = [
-        stage(
-            train_reference,
-            f"train reference {fold + 1} of {REFERENCES}",
-            passes=3 * known * settings.epochs,
-            teacher=master,
+    vouched = source if settings.trusted is None else open_source(settings.trusted)
+    part, known = ("test", facts.test) if settings.trusted is None else ("training", vouched.facts().train)
+    suspects = stage(load_set, "read the transfer set", source=source, part="training", limit=settings.limit)
+    trusted = stage(load_set, "read the trusted set", source=vouched, part=part, limit=None)
+    master = stage(bring_for, "look at the teacher", trusted=trusted, suspects=suspects, model=teacher)
+    looking = Looking(settings.reference, settings.epochs, settings.false_alarms, settings.seed)
+    scanned = looking.stage(master, suspects, trusted, images=facts.train, known=known)
+    return {"suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}
+
+
+@dataclass(frozen=True, slots=True)
+class Looking:
+    """How a transfer set is scanned: the references' model and epochs, the rate of false alarms, the seed."""
+
+    reference: str
+    epochs: int
+    false_alarms: float
+    seed: int
+
+    def stage(self, teacher: Stage, suspects: Stage, trusted: Stage, *, images: int, known: int) -> Stage:
+        """The stage of the scan, with those of its references. images, known: how many there are, about."""
+        from stillproof.core.classifiers import Model
+        from stillproof.core.noise import derive
+        from stillproof.core.plan import stage
+        from stillproof.core.training import Recipe
+        from stillproof.poison.scanning import REFERENCES, scan_set, train_reference
+
+        references: list[Stage] = [
+            stage(
+                train_reference,
+                f"train reference {fold + 1} of {REFERENCES}",
+                passes=3 * known * self.epochs,
+                teacher=teacher,
+                trusted=trusted,
+                model=Model(self.reference),
+                fold=fold,
+                recipe=Recipe.standard(self.epochs),
+                seed=derive(self.seed, "reference", fold),
+            )
+            for fold in range(REFERENCES)
+        ]
+        return stage(
+            scan_set,
+            "scan the transfer set",
+            passes=2 * (images + known),
+            teacher=teacher,
+            suspects=suspects,
             trusted=trusted,
-            model=Model(settings.reference),
-            fold=fold,
-            recipe=Recipe.standard(settings.epochs),
-            seed=derive(settings.seed, "reference", fold),
+            references=references,
+            false_alarms=self.false_alarms,
         )
-        for fold in range(REFERENCES)
-    ]
-    scanned = stage(
-        scan_set,
-        "scan the transfer set",
-        passes=2 * (facts.train + known),
-        teacher=master,
-        suspects=suspects,
-        trusted=trusted,
-        references=references,
+
+
+def scanned_of(settings: ScanSettings, values: Mapping[str, Artefact]) -> Scanned:
+    """What the scan showed, for a verdict."""
+    from stillproof.poison.verdict import Scanned
+
+    found = values["scan"].tensors
+    return Scanned(
+        flagged=found["flagged"].numpy(),
+        guessed=found["guessed"].numpy(),
+        classes=tuple(values["scan"].values["classes"]),
         false_alarms=settings.false_alarms,
+        trusted=len(found["usual"]),
     )
-    return Plan({"suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}, runtime)
+
+
+def finding(settings: ScanSettings, values: Mapping[str, Artefact]) -> Finding:
+    """SP-P2."""
+    from stillproof.poison.verdict import of_the_set
+
+    return of_the_set(settings.transfer_set, scanned_of(settings, values))
 
 
 def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
     """Which images do not belong, and how sure that is."""
-    from stillproof.poison import account, pictures, verdict
+    from stillproof.poison import account, pictures
     from stillproof.poison.scanning import COMBINED, scores_of, set_of
 
     scanned, suspects = values["scan"], set_of(values["suspects"])
-    scores = scores_of(scanned)
-    found = verdict.Scanned(
-        flagged=scanned.tensors["flagged"].numpy(),
-        guessed=scanned.tensors["guessed"].numpy(),
-        classes=suspects.classes,
-        false_alarms=settings.false_alarms,
-        trusted=len(scanned.tensors["usual"]),
-    )
-    finding = verdict.of_the_set(settings.transfer_set, found)
+    scores, found, said = scores_of(scanned), scanned_of(settings, values), finding(settings, values)
     rows = values["suspects"].tensors["rows"].numpy()
     notes = [] if settings.trusted is not None else ["The test images of the transfer set's own source were trusted."]
     return Result(
         verb="scan",
-        status=worst([finding.status]),
+        status=worst([said.status]),
         summary=f"{found.share.value:.1%} of {len(suspects)} images are flagged at a rate of false alarms of "
         f"{settings.false_alarms:.1%}.",
         notes=notes,
-        findings=[finding],
+        findings=[said],
         tables=[
             account.scanners_table(scores, settings.false_alarms),
             account.classes_table(found, scanned.tensors["suspicious"].numpy()),
