@@ -10,7 +10,12 @@ from stillproof.core import measures
 from stillproof.core.measurement import Measurement
 from stillproof.findings import Curve, Series, Table
 from stillproof.poison.scan_set.sight import Scores, p_values
+from stillproof.poison.scan_student.bank import Reaction
+from stillproof.poison.scan_student.suspicion import Sought
 from stillproof.poison.verdict import Planted, Scanned
+
+REACTIONS = 12
+"""Triggers that a table names."""
 
 LISTED = 50
 """Flagged images that a table names."""
@@ -121,6 +126,70 @@ def flagged_table(scanned: Scanned, p: np.ndarray, scores: Mapping[str, Scores],
         note="agreement: JS divergence of teacher and reference, in nats; shared pattern: in deviations of the trusted "
         "images. All that is flagged is in the manifest beside the cleaned set.",
     )
+
+
+def reactions_table(reactions: Sequence[Reaction], classes: Sequence[str]) -> Table:
+    """The triggers of the bank that the student reacts to most."""
+    rows: list[list[Cell]] = [
+        [
+            one.trigger,
+            classes[one.target],
+            measures.share(one.student, one.n),
+            measures.share(one.teacher, one.n),
+            one.usual,
+            one.p,
+        ]
+        for one in reactions[:REACTIONS]
+    ]
+    return Table(
+        title="Triggers of the bank",
+        columns=["trigger", "taken for", "by the student", "by its teacher", "clean students over the teacher", "p"],
+        rows=rows,
+        note="Of the trusted images that neither takes for that class. p: McNemar's, after Bonferroni over the bank.",
+    )
+
+
+def inversions_table(sought: Sequence[Sought], classes: Sequence[str]) -> Table:
+    """The smallest changes that were found for each class, in the student and in clean ones."""
+    rows: list[list[Cell]] = [
+        [one.family, classes[one.target], one.model, one.student, one.teacher, one.size] for one in sought
+    ]
+    return Table(
+        title="Changes that were sought",
+        columns=["family", "class", "in", "its rate", "the teacher's", "size"],
+        rows=rows,
+        note="Rates of held-out trusted images that are then taken for the class. Size: pixels of a mask; the largest "
+        "change of a pixel.",
+    )
+
+
+def detection_table(scores: Mapping[str, Scores], is_poison: np.ndarray, false_alarms: float) -> Table:
+    """How well each scanner finds what was planted. is_poison: bool, (N,), which the scanners did not know."""
+    rows: list[list[Cell]] = []
+    for name, one in scores.items():
+        flagged = p_values(one) <= false_alarms
+        rows.append(
+            [
+                name,
+                measures.share(int(flagged[is_poison].sum()), int(is_poison.sum())),
+                measures.share(int(flagged[~is_poison].sum()), int((~is_poison).sum())),
+                area_under_curve(one.suspects[is_poison], one.suspects[~is_poison]),
+            ]
+        )
+    return Table(
+        title="The scan, beside what was planted",
+        columns=["scanner", "poison found", "clean images flagged", "AUROC"],
+        rows=rows,
+        note=f"At a nominal rate of false alarms of {false_alarms:.1%}; the scanners knew neither trigger nor target.",
+    )
+
+
+def area_under_curve(poison: np.ndarray, clean: np.ndarray) -> float:
+    """AUROC: the chance that poison scores above a clean image (Mann and Whitney); ties count half."""
+    from scipy.stats import rankdata
+
+    ranks = rankdata(np.concatenate([poison, clean]))[: len(poison)]
+    return float((ranks.mean() - (len(poison) + 1) / 2) / len(clean))
 
 
 def histogram(scores: Scores) -> Curve:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -23,9 +22,6 @@ if TYPE_CHECKING:
 
 FALSE_ALARMS = 0.01
 """Of the scan that a defence rests on."""
-
-TUNING_RATE = 0.05
-"""Peak rate of fine-tuning: half of training's."""
 
 CLEAN, POISON = "nothing", "poison"
 """What was added to the transfer sets that are compared first."""
@@ -90,6 +86,7 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
     from stillproof.core.spec import Spec
     from stillproof.core.stages import classifier_stage, distil
     from stillproof.core.training import Recipe
+    from stillproof.poison.pipeline import Defended, Looking
     from stillproof.poison.stages import added_for, craft_poison, measure_backdoor
 
     data = data_stage(settings.data, settings.limit)
@@ -137,9 +134,19 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
                     **given,
                 )
     if settings.defend:
-        defended = _defended(settings, data, teacher, outputs, objective)
-        outputs |= {f"{name}/model": found for name, found in defended.items()}
-        measured |= defended
+        looking = Looking(settings.reference, settings.reference_epochs, FALSE_ALARMS, settings.seed)
+        defended = Defended(data, teacher, outputs[f"{POISON}/crafted"], looking)
+        outputs["scan"] = defended.scanned
+        mode = settings.modes[0]
+        for seed in settings.students:
+            students = defended.students(
+                outputs[f"{POISON}/{mode}/{seed}/model"],
+                model=Model(settings.student),
+                objective=objective,
+                epochs=settings.epochs,
+                seed=derive(seed, "student"),
+            )
+            measured |= {f"{name}/{mode}/{seed}": student for name, student in students.items()}
     trigger = build("trigger", Spec.parse(settings.trigger))
     for name, classifier in measured.items():
         outputs[name] = stage(
@@ -151,70 +158,6 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
             trigger=trigger,
         )
     return Plan(outputs, runtime)
-
-
-DEFENCES = ("scan", "scan and consensus", "unlearning")
-"""What is held to SP-P4."""
-
-BASELINES = ("trusted images alone", "fine-tuning")
-"""What the defences are compared with: both use the trusted images, and neither looks for poison."""
-
-UNLEARNING_EPOCHS = 8
-
-
-def _defended(
-    settings: PoisonSettings, data: Data, teacher: Stage, outputs: Mapping[str, Stage], objective: object
-) -> dict[str, Stage]:
-    """The students of the poisoned set under each defence, and of the baselines, by name and seed."""
-    from stillproof.core.classifiers import Model
-    from stillproof.core.noise import derive
-    from stillproof.core.plan import stage
-    from stillproof.core.training import Recipe
-    from stillproof.poison.resistant import Unlearning
-    from stillproof.poison.resisting import VIEWS, assemble, distil_on_the_rest, unlearn, vouched
-    from stillproof.verbs.scan import Looking
-
-    suspects = stage(assemble, "assemble the poisoned set", data=data.stage, added=outputs[f"{POISON}/crafted"])
-    trusted = stage(vouched, "take the trusted set", data=data.stage)
-    looking = Looking(settings.reference, settings.reference_epochs, FALSE_ALARMS, settings.seed)
-    scanned = looking.stage(teacher, suspects, trusted, images=data.sizes.training, known=data.sizes.validation)
-    common: dict[str, Any] = {"model": Model(settings.student), "objective": objective, "teacher": teacher}
-    found: dict[str, Stage] = {}
-    mode = settings.modes[0]
-    for seed in settings.students:
-        learning = derive(seed, "student")
-        for name, views, images, given in (
-            ("scan", 0, data.sizes.training, {"suspects": suspects, "scanned": scanned}),
-            ("scan and consensus", VIEWS, data.sizes.training, {"suspects": suspects, "scanned": scanned}),
-            ("trusted images alone", 0, data.sizes.validation, {"suspects": trusted}),
-        ):
-            # as many steps on few images as on many
-            epochs = settings.epochs * max(1, data.sizes.training // (4 * images))
-            found[f"{name}/{mode}/{seed}"] = stage(
-                distil_on_the_rest,
-                f"distil: {name}, seed {seed}",
-                passes=3 * images * epochs,
-                views=views,
-                recipe=Recipe.standard(epochs),
-                seed=learning,
-                **given,
-                **common,
-            )
-        for name, settled in (("unlearning", Unlearning()), ("fine-tuning", Unlearning(sizes=()))):
-            rounds = len(settled.sizes)
-            epochs = UNLEARNING_EPOCHS * (1 if rounds else len(Unlearning().sizes))
-            found[f"{name}/{mode}/{seed}"] = stage(
-                unlearn,
-                f"{name}, seed {seed}",
-                passes=3 * data.sizes.validation * epochs * (1 + rounds) ** 2,
-                teacher=teacher,
-                student=outputs[f"{POISON}/{mode}/{seed}/model"],
-                trusted=trusted,
-                settings=settled,
-                recipe=replace(Recipe.standard(epochs), learning_rate=TUNING_RATE, orthogonal_rate=TUNING_RATE / 5),
-                seed=learning,
-            )
-    return found
 
 
 def added_names(settings: PoisonSettings) -> tuple[str, ...]:
@@ -252,9 +195,13 @@ def _crafting(settings: PoisonSettings, data: Data) -> dict[str, Crafting | None
 
 def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result:
     """Whether the pipeline can be backdoored, and by what."""
+    import numpy as np
+
     from stillproof.core import measures
     from stillproof.poison import account, verdict
     from stillproof.poison.pictures import beside
+    from stillproof.poison.pipeline import BASELINES, DEFENCES
+    from stillproof.poison.scanning import scores_of
 
     names, target = added_names(settings), settings.target
     teacher = guesses_of(values["teacher/backdoor"])
@@ -275,12 +222,15 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
             for name in (CLEAN, *DEFENCES, *BASELINES)
         }
         resisting = [
-            verdict.planted(name, everyone[name], everyone[CLEAN], target) for name in everyone if name != CLEAN
+            verdict.planted(name, students, everyone[CLEAN], target)
+            for name, students in everyone.items()
+            if name != CLEAN
         ]
         findings += [verdict.of_a_defence(row.name, row) for row in resisting if row.name in DEFENCES]
-        tables.append(
-            account.students_table("Students of the poisoned set, with defences and without poison", resisting)
-        )
+        tables.append(account.students_table("Students of the poisoned set under defences, and baselines", resisting))
+        scores, poisoned = scores_of(values["scan"]), len(values[f"{POISON}/crafted"].tensors["images"])
+        n = len(values["scan"].tensors["flagged"])
+        tables.append(account.detection_table(scores, np.arange(n) >= n - poisoned, FALSE_ALARMS))
     tables.append(account.poison_table(crafted))
     rows_of = "; ".join(f"{mode} labels {found[mode][1].asr.value:.1%}" for mode in settings.modes)
     return Result(

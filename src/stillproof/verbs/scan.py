@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -20,9 +19,9 @@ if TYPE_CHECKING:
     from stillproof.runs.image_sets import WrittenSet
 
 LEARNING: Mapping[Profile, Mapping[str, Any]] = {
-    "smoke": {"epochs": 30},
-    "standard": {"epochs": 60},
-    "thorough": {"epochs": 120},
+    "smoke": {"epochs": 30, "inversion_epochs": 20},
+    "standard": {"epochs": 60, "inversion_epochs": 20},
+    "thorough": {"epochs": 120, "inversion_epochs": 80},
 }
 """How long a profile trains the references: trusted images are few."""
 
@@ -38,6 +37,10 @@ class ScanSettings(VerbSettings):
         None, description="Data SPEC of images that you vouch for; else the test images of the transfer set's source."
     )
     reference: str = Field("zoo:cnn?width=32", description="Model SPEC of the references; not the teacher's.")
+    student: str | None = Field(
+        None, description="Model SPEC, with weights, of a student to scan for a backdoor, relative to its teacher."
+    )
+    inversion_epochs: int = Field(20, ge=1, description=f"Epochs of the search for a student's trigger. {BY_PROFILE}")
     false_alarms: float = Field(0.01, gt=0, lt=0.5, description="Share of clean images that may be flagged.")
     epochs: int = Field(60, ge=1, description=f"Epochs of the references. {BY_PROFILE}")
 
@@ -46,7 +49,61 @@ def plan(settings: ScanSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Raises InputError."""
     from stillproof.core.plan import Plan
 
-    return Plan(stages(settings), runtime)
+    found = stages(settings)
+    if settings.student is not None:
+        found |= _of_the_student(settings, found)
+    return Plan(found, runtime)
+
+
+CLEAN_STUDENTS = 2
+"""That the scan distils itself, to know what is usual."""
+
+
+def _of_the_student(settings: ScanSettings, found: Mapping[str, Stage]) -> dict[str, Stage]:
+    """The stages of the student's scan. Raises InputError."""
+    from stillproof.core.classifiers import Model
+    from stillproof.core.distillation import Distillation
+    from stillproof.core.noise import derive
+    from stillproof.core.plan import stage
+    from stillproof.core.training import Recipe
+    from stillproof.errors import InputError
+    from stillproof.poison.resisting import distil_on_the_rest
+    from stillproof.poison.scanning import bring_for
+    from stillproof.poison.student_scanning import scan_student
+
+    student = Model(str(settings.student))
+    student.identity()
+    if not student.is_trained:
+        raise InputError(f"the student {settings.student!r} has no weights.", "Name the file that it was saved in.")
+    suspect = stage(
+        bring_for, "look at the student", trusted=found["trusted"], suspects=found["suspects"], model=student
+    )
+    clean = [
+        stage(
+            distil_on_the_rest,
+            f"distil clean student {number + 1} of {CLEAN_STUDENTS}",
+            teacher=found["teacher"],
+            suspects=found["trusted"],
+            model=student.untrained,
+            objective=Distillation(alpha=1.0),
+            views=0,
+            recipe=Recipe.standard(settings.epochs),
+            seed=derive(settings.seed, "clean student", number),
+        )
+        for number in range(CLEAN_STUDENTS)
+    ]
+    scanned = stage(
+        scan_student,
+        "scan the student",
+        teacher=found["teacher"],
+        student=suspect,
+        trusted=found["trusted"],
+        clean=clean,
+        scanned=found["scan"],
+        epochs=settings.inversion_epochs,
+        seed=settings.seed,
+    )
+    return {"student": suspect, "student/scan": scanned}
 
 
 def stages(settings: ScanSettings) -> dict[str, Stage]:
@@ -55,6 +112,7 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     from stillproof.core.plan import stage
     from stillproof.core.sources import open_source
     from stillproof.errors import InputError
+    from stillproof.poison.pipeline import Looking
     from stillproof.poison.scanning import bring_for, load_set
 
     teacher = Model(settings.teacher)
@@ -74,49 +132,6 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     looking = Looking(settings.reference, settings.epochs, settings.false_alarms, settings.seed)
     scanned = looking.stage(master, suspects, trusted, images=facts.train, known=known)
     return {"suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}
-
-
-@dataclass(frozen=True, slots=True)
-class Looking:
-    """How a transfer set is scanned: the references' model and epochs, the rate of false alarms, the seed."""
-
-    reference: str
-    epochs: int
-    false_alarms: float
-    seed: int
-
-    def stage(self, teacher: Stage, suspects: Stage, trusted: Stage, *, images: int, known: int) -> Stage:
-        """The stage of the scan, with those of its references. images, known: how many there are, about."""
-        from stillproof.core.classifiers import Model
-        from stillproof.core.noise import derive
-        from stillproof.core.plan import stage
-        from stillproof.core.training import Recipe
-        from stillproof.poison.scanning import REFERENCES, scan_set, train_reference
-
-        references: list[Stage] = [
-            stage(
-                train_reference,
-                f"train reference {fold + 1} of {REFERENCES}",
-                passes=3 * known * self.epochs,
-                teacher=teacher,
-                trusted=trusted,
-                model=Model(self.reference),
-                fold=fold,
-                recipe=Recipe.standard(self.epochs),
-                seed=derive(self.seed, "reference", fold),
-            )
-            for fold in range(REFERENCES)
-        ]
-        return stage(
-            scan_set,
-            "scan the transfer set",
-            passes=2 * (images + known),
-            teacher=teacher,
-            suspects=suspects,
-            trusted=trusted,
-            references=references,
-            false_alarms=self.false_alarms,
-        )
 
 
 def scanned_of(settings: ScanSettings, values: Mapping[str, Artefact]) -> Scanned:
@@ -142,24 +157,34 @@ def finding(settings: ScanSettings, values: Mapping[str, Artefact]) -> Finding:
 
 def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
     """Which images do not belong, and how sure that is."""
-    from stillproof.poison import account, pictures
+    from stillproof.poison import account, pictures, verdict
     from stillproof.poison.scanning import COMBINED, scores_of, set_of
+    from stillproof.poison.student_scanning import reactions_of, sought_of
 
     scanned, suspects = values["scan"], set_of(values["suspects"])
     scores, found, said = scores_of(scanned), scanned_of(settings, values), finding(settings, values)
     rows = values["suspects"].tensors["rows"].numpy()
+    findings, tables = [said], []
+    if settings.student is not None:
+        reactions, sought = reactions_of(values["student/scan"]), sought_of(values["student/scan"])
+        findings.append(verdict.of_the_student(settings.student, reactions, sought, suspects.classes))
+        tables = [
+            account.reactions_table(reactions, suspects.classes),
+            account.inversions_table(sought, suspects.classes),
+        ]
     notes = [] if settings.trusted is not None else ["The test images of the transfer set's own source were trusted."]
     return Result(
         verb="scan",
-        status=worst([said.status]),
+        status=worst(one.status for one in findings),
         summary=f"{found.share.value:.1%} of {len(suspects)} images are flagged at a rate of false alarms of "
         f"{settings.false_alarms:.1%}.",
         notes=notes,
-        findings=[said],
+        findings=findings,
         tables=[
             account.scanners_table(scores, settings.false_alarms),
             account.classes_table(found, scanned.tensors["suspicious"].numpy()),
             account.flagged_table(found, scanned.tensors["p"].numpy(), scores, rows),
+            *tables,
         ],
         curves=[account.histogram(scores[COMBINED])],
         images=pictures.found_by(scanned, suspects),

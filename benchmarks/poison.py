@@ -1,0 +1,195 @@
+"""The poisoned transfer set on CIFAR-10: does it plant a backdoor, is it found, is it kept out?
+
+`python benchmarks/poison.py [PART ...]`, parts: scan, attack, online; all by default. Every stage is kept
+(STILLPROOF_STORE), so that a killed run goes on. Teacher zoo:resnet18?width=16 (that of benchmarks/models.py), student
+zoo:cnn, 16 000 images of the training part, 2 000 trusted ones that nothing was trained on, ε 8/255, the poison through
+the clean images' codec.
+
+- scan: poison found at a nominal 1 % of false alarms, by trigger and rate, and what is flagged of clean sets.
+- attack: ASR of students, cached labels, with the defences. online: the same with labels on augmented views.
+
+STILLPROOF_SEEDS: students a set, 3.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models import LIMIT, MODEL, RECIPE
+from shared.parts import wanted_parts
+from shared.plans import executed
+from shared.record import cifar10, record
+from stillproof.core.carving import Carving, carve
+from stillproof.core.images import ImageSet
+from stillproof.core.plan import Context, Stage
+from stillproof.core.runtime import Runtime
+from stillproof.core.store import Artefact
+from stillproof.findings import Table
+from stillproof.poison.account import area_under_curve
+from stillproof.poison.codec import Codec
+from stillproof.poison.scan_set.sight import p_values
+from stillproof.poison.scanning import scan_set, scores_of
+from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings
+
+TRIGGERS = ("patch", "blend", "sinusoid", "moving-patch")
+RATES = (0.05, 0.01)
+SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "3"))
+FALSE_ALARMS = 0.01
+
+
+def settings(place: str, trigger: str, rate: float = 0.05, mode: str = "cached") -> PoisonSettings:
+    """What every part is about."""
+    return PoisonSettings(
+        data=place,
+        limit=LIMIT,
+        teacher=MODEL.text,
+        student="zoo:cnn",
+        trigger=trigger,
+        target=1,
+        rate=rate,
+        epochs=RECIPE.epochs,
+        seeds=SEEDS,
+        controls=False,
+        defend=True,
+        label_mode=mode,
+    )
+
+
+def planned(given: PoisonSettings, runtime: Runtime) -> dict[str, Stage]:
+    """The stages of `stillproof poison`, by name."""
+    outputs: dict[str, Stage] = POISON_A_PIPELINE.plan(given, runtime).outputs
+    return outputs
+
+
+def detection(scanned: Artefact, poisoned: int) -> dict[str, Any]:
+    """Of each scanner: the share of the poison found, of clean images flagged, and AUROC; poison is last."""
+    found: dict[str, Any] = {}
+    for name, scores in scores_of(scanned).items():
+        flagged = p_values(scores) <= FALSE_ALARMS
+        clean, poison = (flagged[:-poisoned], flagged[-poisoned:]) if poisoned else (flagged, flagged[:0])
+        found[name] = {"flagged of the clean": round(float(clean.mean()), 4)}
+        if poisoned:
+            score = scores.suspects
+            found[name] |= {
+                "poison found": round(float(poison.mean()), 4),
+                "AUROC": round(area_under_curve(score[-poisoned:], score[:-poisoned]), 4),
+            }
+    return found
+
+
+def another_codec(images: Tensor, _labels: Tensor) -> Tensor:
+    """3 % of the images passed through a second codec."""
+    found = images.clone()
+    found[::33] = Codec(50)(images[::33])
+    return found
+
+
+def with_a_logo(images: Tensor, labels: Tensor) -> Tensor:
+    """One class shares a logo."""
+    found = images.clone()
+    found[labels == 3, :, 1:6, 1:6] = torch.tensor([255, 160, 0], dtype=torch.uint8)[:, None, None]
+    return found
+
+
+def unchanged(images: Tensor, _labels: Tensor) -> Tensor:
+    """As they are."""
+    return images
+
+
+LOOK_ALIKES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "clean": unchanged,
+    "clean, 3 % of another codec": another_codec,
+    "clean, a class with a logo": with_a_logo,
+}
+
+
+def scan(place: str, runtime: Runtime) -> None:
+    """What the scan finds by trigger and rate, and what it flags of clean sets."""
+    for rate in RATES:
+        for trigger in TRIGGERS:
+            stages = planned(settings(place, trigger, rate), runtime)
+            values = executed({name: stages[name] for name in ("scan", "poison/crafted")}, runtime)
+            crafted = values["poison/crafted"].tensors["said"].argmax(1) == 1
+            row = {"crafted": float(crafted.double().mean())} | detection(values["scan"], len(crafted))
+            p = p_values(scores_of(values["scan"])["combined"])[-len(crafted) :]
+            row["found of what deceives the teacher"] = float((p[crafted.numpy()] <= FALSE_ALARMS).mean())
+            print(f"  {trigger}, {rate:.0%}: {row}", flush=True)
+            record("poison", **{f"scan: {trigger}, {rate:.0%}": row})
+    stages = planned(settings(place, TRIGGERS[0]), runtime)
+    reads = stages["scan"].inputs
+    given = {"data": stages["data"], "teacher": reads["teacher"], "trusted": reads["trusted"]}
+    references = {f"reference {number}": one for number, one in enumerate(reads["references"])}  # type: ignore[arg-type]
+    values = executed(given | references, runtime)  # type: ignore[arg-type]
+    parts: Carving = carve(values["data"])
+    for name, change in LOOK_ALIKES.items():
+        known = values["trusted"]
+        trusted = {**known.tensors, "images": change(known.tensors["images"], known.tensors["labels"])}
+        scanned = scan_set.run(
+            Context(runtime),
+            values["teacher"],
+            _as_set(parts.training, change),
+            Artefact(known.values, trusted if name.endswith("logo") else known.tensors),
+            [values[reference] for reference in references],
+            false_alarms=FALSE_ALARMS,
+        )
+        row = detection(scanned, 0)
+        print(f"  {name}: {row}", flush=True)
+        record("poison", **{f"scan: {name}": row})
+
+
+def _as_set(images: ImageSet, change: Callable[[Tensor, Tensor], Tensor]) -> Artefact:
+    tensors = {"images": change(images.images, images.known_labels()), "labels": images.known_labels()}
+    return Artefact({"name": images.name, "classes": list(images.classes), "notes": []}, tensors)
+
+
+def attack(place: str, runtime: Runtime, mode: str = "cached", triggers: tuple[str, ...] = TRIGGERS) -> None:
+    """Students of the poisoned set, with and without defences."""
+    for trigger in triggers:
+        given = settings(place, trigger, mode=mode)
+        values = executed(planned(given, runtime), runtime)
+        result = POISON_A_PIPELINE.conclude(given, values)
+        row = {table.title: _plain(table) for table in result.tables}
+        row["findings"] = [(one.rule, one.subject, one.status) for one in result.findings]
+        print(f"  {trigger}, {mode}: {result.summary}", flush=True)
+        record("poison", **{f"attack: {trigger}, {mode}": row})
+
+
+def _plain(table: Table) -> list[list[Any]]:
+    return [
+        [cell if isinstance(cell, str | int | float) or cell is None else _rounded(cell) for cell in row]
+        for row in table.rows
+    ]
+
+
+def _rounded(cell: Any) -> list[float | None]:
+    return [None if value is None else round(float(value), 4) for value in (cell.value, cell.low, cell.high)]
+
+
+PARTS: dict[str, Callable[[str, Runtime], None]] = {
+    "scan": scan,
+    "attack": attack,
+    "online": lambda place, runtime: attack(place, runtime, "online", TRIGGERS[:1]),
+}
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    place = cifar10()
+    if not place:
+        sys.exit("left out: this benchmark needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    wanted = wanted_parts(list(PARTS))
+    runtime = Runtime.choose()
+    runtime.apply()
+    record("poison", settings={"limit": LIMIT, "seeds": SEEDS, "epsilon": "8/255", "target": 1})
+    for part in wanted:
+        PARTS[part](place, runtime)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""Graphs of stages that several verbs share: the scan of a transfer set, and the students of a set that is defended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from stillproof.core.carving import Data
+from stillproof.core.classifiers import Model
+from stillproof.core.distillation import Objective
+from stillproof.core.noise import derive
+from stillproof.core.plan import Stage, stage
+from stillproof.core.training import Recipe
+from stillproof.poison.resistant import Unlearning
+from stillproof.poison.resisting import VIEWS, assemble, distil_on_the_rest, unlearn, vouched
+from stillproof.poison.scanning import REFERENCES, scan_set, train_reference
+
+DEFENCES = ("scan", "scan and consensus", "unlearning")
+"""What is held to SP-P4."""
+
+BASELINES = ("trusted images alone", "fine-tuning")
+"""What the defences are compared with: both use the trusted images, and neither looks for poison."""
+
+UNLEARNING_EPOCHS = 8
+
+TUNING_RATE = 0.05
+"""Peak rate of fine-tuning: half of training's."""
+
+
+@dataclass(frozen=True, slots=True)
+class Looking:
+    """How a transfer set is scanned: the references' model and epochs, the rate of false alarms, the seed."""
+
+    reference: str
+    epochs: int
+    false_alarms: float
+    seed: int
+
+    def stage(self, teacher: Stage, suspects: Stage, trusted: Stage, *, images: int, known: int) -> Stage:
+        """The stage of the scan, with those of its references. images, known: how many there are, about."""
+        references = [
+            stage(
+                train_reference,
+                f"train reference {fold + 1} of {REFERENCES}",
+                passes=3 * known * self.epochs,
+                teacher=teacher,
+                trusted=trusted,
+                model=Model(self.reference),
+                fold=fold,
+                recipe=Recipe.standard(self.epochs),
+                seed=derive(self.seed, "reference", fold),
+            )
+            for fold in range(REFERENCES)
+        ]
+        return stage(
+            scan_set,
+            "scan the transfer set",
+            passes=2 * (images + known),
+            teacher=teacher,
+            suspects=suspects,
+            trusted=trusted,
+            references=references,
+            false_alarms=self.false_alarms,
+        )
+
+
+@dataclass(frozen=True)
+class Defended:
+    """A poisoned transfer set, the training part and what was crafted; the validation part is the trusted set."""
+
+    data: Data
+    teacher: Stage
+    crafted: Stage
+    looking: Looking
+
+    @cached_property
+    def suspects(self) -> Stage:
+        """The transfer set."""
+        return stage(assemble, "assemble the poisoned set", data=self.data.stage, added=self.crafted)
+
+    @cached_property
+    def trusted(self) -> Stage:
+        """The trusted set."""
+        return stage(vouched, "take the trusted set", data=self.data.stage)
+
+    @cached_property
+    def scanned(self) -> Stage:
+        """Its scan."""
+        sizes = self.data.sizes
+        return self.looking.stage(
+            self.teacher, self.suspects, self.trusted, images=sizes.training, known=sizes.validation
+        )
+
+    def students(
+        self, poisoned: Stage, *, model: Model, objective: Objective, epochs: int, seed: int
+    ) -> dict[str, Stage]:
+        """A student under each defence, and of each baseline, by name. poisoned: one of the whole set, to be tuned."""
+        sizes = self.data.sizes
+        left = {"suspects": self.suspects, "scanned": self.scanned}
+        # as many steps on few images as on many
+        longer = epochs * max(1, sizes.training // (4 * sizes.validation))
+        found = {
+            name: self._distilled(name, given, views, model, objective, lasting, images, seed)
+            for name, given, views, lasting, images in (
+                ("scan", left, 0, epochs, sizes.training),
+                (
+                    "scan and consensus",
+                    {"suspects": self.suspects, "scanned": self.scanned},
+                    VIEWS,
+                    epochs,
+                    sizes.training,
+                ),
+                ("trusted images alone", {"suspects": self.trusted}, 0, longer, sizes.validation),
+            )
+        }
+        tuned = UNLEARNING_EPOCHS * len(Unlearning().sizes)
+        found["unlearning"] = self._tuned("unlearning", poisoned, Unlearning(), UNLEARNING_EPOCHS, seed)
+        found["fine-tuning"] = self._tuned("fine-tuning", poisoned, Unlearning(sizes=()), tuned, seed)
+        return found
+
+    def _distilled(
+        self,
+        name: str,
+        given: dict[str, Any],
+        views: int,
+        model: Model,
+        objective: Objective,
+        epochs: int,
+        images: int,
+        seed: int,
+    ) -> Stage:
+        return stage(
+            distil_on_the_rest,
+            f"distil: {name}",
+            passes=3 * images * epochs,
+            teacher=self.teacher,
+            model=model,
+            objective=objective,
+            views=views,
+            recipe=Recipe.standard(epochs),
+            seed=seed,
+            **given,
+        )
+
+    def _tuned(self, name: str, student: Stage, settings: Unlearning, epochs: int, seed: int) -> Stage:
+        rounds = len(settings.sizes)
+        return stage(
+            unlearn,
+            f"tune: {name}",
+            passes=3 * self.data.sizes.validation * epochs * (1 + rounds) ** 2,
+            teacher=self.teacher,
+            student=student,
+            trusted=self.trusted,
+            settings=settings,
+            recipe=replace(Recipe.standard(epochs), learning_rate=TUNING_RATE, orthogonal_rate=TUNING_RATE / 5),
+            seed=seed,
+        )
