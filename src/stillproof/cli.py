@@ -90,7 +90,7 @@ def demo(
     settings: Annotated[DemoSettings, Flags] = DemoSettings(),
     options: Annotated[RunOptions, Flags] = RunOptions(),
 ) -> int:
-    """Steal, harden, steal again; distil defensively, and unmask it: on the built-in digits; always exits 0."""
+    """Steal, harden, steal again; unmask a distilled classifier; poison a transfer set and scan it. Exits 0."""
     code = _run("demo", settings, options)
     return OK if code in (FOUND, INCOMPLETE) else code
 

@@ -67,6 +67,16 @@ def test_what_poison_writes_scan_finds_and_leaves_a_cleaned_set_beside_it(tmp_pa
     assert result.images
 
 
+def test_a_student_is_scanned_relative_to_its_teacher(tmp_path: Path, planted: Path) -> None:
+    student = str(planted / "models/student-clean.safetensors")
+    result, _ = scan(tmp_path, planted, student=student, inversion_epochs=1)
+    assert [f.rule for f in result.findings] == ["SP-P2", "SP-P3"]
+    assert result.findings[1].status == "pass"
+    assert {"Triggers of the bank", "Changes that were sought"} <= {table.title for table in result.tables}
+    with pytest.raises(InputError, match="no weights"):
+        scan(tmp_path, planted, student="zoo:cnn")
+
+
 def test_a_clean_set_passes_and_keeps_nearly_all(tmp_path: Path, planted: Path) -> None:
     result, directory = scan(tmp_path, planted, transfer_set="digits")
     assert [f.status for f in result.findings] == ["pass"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pydantic import Field
 
 from stillproof.findings import Result, worst
-from stillproof.verbs import Verb, audit, steal
+from stillproof.verbs import Verb, audit, poison, steal
 from stillproof.verbs.settings import DataSettings, Profile
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ MODEL = "zoo:cnn?width=16"
 EPOCHS = 20
 TEMPERATURE = 50.0
 
-THEFT, EVASION = "theft/", "evasion/"
+THEFT, EVASION, POISON = "theft/", "evasion/", "poison/"
 """What the names of each workshop's artefacts begin with."""
 
 
@@ -61,9 +61,30 @@ class DemoSettings(DataSettings):
             epochs=EPOCHS,
         )
 
+    def poison(self) -> poison.PoisonSettings:
+        """The poisoning that it is, with the defences."""
+        return poison.PoisonSettings(
+            profile="smoke",
+            data=self.data,
+            limit=self.limit,
+            seed=self.seed,
+            teacher=MODEL,
+            student=MODEL,
+            trigger="patch?size=3&pattern=white",
+            threat="linf:0.2",
+            target=1,
+            rate=0.1,
+            controls=False,
+            defend=True,
+            reference="zoo:cnn?width=12",
+            reference_epochs=20,
+            seeds=1,
+            epochs=60,
+        )
+
 
 def plan(settings: DemoSettings, runtime: Runtime) -> Plan:
-    """Those of the theft and of the audit; the audit's undistilled twin is the theft's first victim."""
+    """Those of the theft, the audit and the poisoning; the audit's undistilled twin is the theft's first victim."""
     from stillproof.core.carving import data_stage
     from stillproof.core.classifiers import Model
     from stillproof.core.noise import derive
@@ -84,7 +105,8 @@ def plan(settings: DemoSettings, runtime: Runtime) -> Plan:
     audited = audit.audit_stage(settings.evasion(), data, distilled, twin=twin, what="the distilled classifier")
     outputs = {f"{THEFT}{name}": found for name, found in theft.items()}
     outputs |= {f"{EVASION}model": distilled, f"{EVASION}model/audit": audited}
-    return Plan(outputs, runtime)
+    poisoned = poison.plan(settings.poison(), runtime).outputs
+    return Plan(outputs | {f"{POISON}{name}": found for name, found in poisoned.items()}, runtime)
 
 
 def _of(workshop: str, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
@@ -92,10 +114,11 @@ def _of(workshop: str, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
 
 
 def conclude(settings: DemoSettings, values: Mapping[str, Artefact]) -> Result:
-    """Both verdicts on one page."""
+    """All verdicts on one page."""
     found = [
         steal.conclude(settings.theft(), _of(THEFT, values)),
         audit.conclude(settings.evasion(), _of(EVASION, values)),
+        poison.conclude(settings.poison(), _of(POISON, values)),
     ]
     return Result(
         verb="demo",
@@ -106,13 +129,15 @@ def conclude(settings: DemoSettings, values: Mapping[str, Artefact]) -> Result:
         tables=[table for result in found for table in result.tables],
         curves=[curve for result in found for curve in result.curves],
         images=[image for result in found for image in result.images],
-        settings={"theft": found[0].settings, "evasion": found[1].settings},
+        settings={"theft": found[0].settings, "evasion": found[1].settings, "poison": found[2].settings},
     )
 
 
 def models(settings: DemoSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
-    """Those of the theft, and the distilled classifier."""
-    return steal.models(settings.theft(), _of(THEFT, values)) | {"distilled": values[f"{EVASION}model"]}
+    """Those of the theft, the distilled classifier, and the teacher and students of the poisoning."""
+    found = poison.models(settings.poison(), _of(POISON, values))
+    stolen = steal.models(settings.theft(), _of(THEFT, values))
+    return stolen | {"distilled": values[f"{EVASION}model"]} | found
 
 
 DEMO = Verb("demo", DemoSettings, plan, conclude, models)
