@@ -126,6 +126,11 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     facts = source.facts()
     vouched = source if settings.trusted is None else open_source(settings.trusted)
     part, known = ("test", facts.test) if settings.trusted is None else ("training", vouched.facts().train)
+    if settings.false_alarms * (known + 1) < 1:
+        raise InputError(
+            f"{known} trusted images cannot set a threshold for {settings.false_alarms:.2g} of false alarms.",
+            f"Give --false-alarms of {1 / (known + 1):.2g} or more, or more trusted images.",
+        )
     suspects = stage(load_set, "read the transfer set", source=source, part="training", limit=settings.limit)
     trusted = stage(load_set, "read the trusted set", source=vouched, part=part, limit=None)
     master = stage(bring_for, "look at the teacher", trusted=trusted, suspects=suspects, model=teacher)
