@@ -16,7 +16,7 @@ from stillproof.core.sources import DataSource
 from stillproof.core.training import Recipe, fit
 from stillproof.poison.codec import Codec
 from stillproof.poison.craft import Crafting, craft
-from stillproof.poison.scan_set.agreement import agreement, jensen_shannon
+from stillproof.poison.scan_set.agreement import agreement, disagreement
 from stillproof.poison.scan_set.combined import combined
 from stillproof.poison.scan_set.shared_pattern import SharedPattern
 from stillproof.poison.scan_set.sight import Scores, Sight, folds, p_values
@@ -114,10 +114,10 @@ def test_p_values_are_uniform_for_what_is_like_the_trusted() -> None:
         assert np.mean(found <= level) == pytest.approx(level, abs=0.01)
 
 
-def test_agreement_is_the_jensen_shannon_divergence() -> None:
-    sure = np.array([[50.0, 0.0], [50.0, 0.0], [0.0, 0.0]])
-    other = np.array([[0.0, 50.0], [50.0, 0.0], [0.0, 0.0]])
-    assert jensen_shannon(sure, other) == pytest.approx([np.log(2), 0, 0], abs=1e-6)
+def test_disagreement_knows_neither_scale_nor_shift() -> None:
+    first = np.array([[5.0, 0.0, 1.0], [5.0, 0.0, 1.0], [1.0, 1.0, 1.0]])
+    second = np.array([[50.0, 0.0, 10.0], [-4.0, 1.0, 0.0], [3.0, 0.0, 0.0]])
+    assert disagreement(first, second + 7) == pytest.approx([0, 2, 1], abs=1e-6)
 
 
 @pytest.mark.parametrize(("flags", "sure"), [({"n": 1000, "flagged": 10}, False), ({"n": 1000, "flagged": 60}, True)])

@@ -123,7 +123,7 @@ def flagged_table(scanned: Scanned, p: np.ndarray, scores: Mapping[str, Scores],
         title="The most suspicious images",
         columns=["row", "the teacher sees", "p", *names],
         rows=cells,
-        note="agreement: JS divergence of teacher and reference, in nats; shared pattern: in deviations of the trusted "
+        note="agreement: 1 − cosine of the logits of teacher and reference; shared pattern: in deviations of clean "
         "images. All that is flagged is in the manifest beside the cleaned set.",
     )
 

@@ -22,6 +22,9 @@ DEFENCES = ("scan", "scan and consensus", "unlearning")
 BASELINES = ("trusted images alone", "fine-tuning")
 """What the defences are compared with: both use the trusted images, and neither looks for poison."""
 
+LEFT_OUT = 0.05
+"""Rate of false alarms at which a defence leaves images out: some clean ones less cost little, some poison much."""
+
 UNLEARNING_EPOCHS = 8
 
 TUNING_RATE = 0.05

@@ -112,7 +112,7 @@ def trusted_folds(images: ImageSet) -> Tensor:
     return folds(len(images), REFERENCES, derive(0, "trusted folds"))
 
 
-@job(version=1)
+@job(version=2)
 def scan_set(
     context: Context,
     teacher: Artefact,

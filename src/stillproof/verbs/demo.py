@@ -77,7 +77,7 @@ class DemoSettings(DataSettings):
             controls=False,
             defend=True,
             reference="zoo:cnn?width=12",
-            reference_epochs=20,
+            reference_epochs=60,
             seeds=1,
             epochs=60,
         )

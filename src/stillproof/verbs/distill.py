@@ -141,12 +141,15 @@ def _resistant_plan(settings: DistillSettings, way: _Way, runtime: Runtime) -> P
 
 def _scanning(settings: DistillSettings) -> scan.ScanSettings:
     """The scan that comes first."""
+    from stillproof.poison.pipeline import LEFT_OUT
+
     return scan.ScanSettings(
         profile=settings.profile,
         transfer_set=settings.data,
         teacher=settings.teacher,
         trusted=settings.trusted,
         reference=settings.reference,
+        false_alarms=LEFT_OUT,
         limit=settings.limit,
         seed=settings.seed,
     ).resolved()

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from stillproof.runs.image_sets import WrittenSet
 
 FALSE_ALARMS = 0.01
-"""Of the scan that a defence rests on."""
+"""At which the scanners are compared."""
 
 CLEAN, POISON = "nothing", "poison"
 """What was added to the transfer sets that are compared first."""
@@ -86,7 +86,7 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
     from stillproof.core.spec import Spec
     from stillproof.core.stages import classifier_stage, distil
     from stillproof.core.training import Recipe
-    from stillproof.poison.pipeline import Defended, Looking
+    from stillproof.poison.pipeline import LEFT_OUT, Defended, Looking
     from stillproof.poison.stages import added_for, craft_poison, measure_backdoor
 
     data = data_stage(settings.data, settings.limit)
@@ -134,7 +134,7 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
                     **given,
                 )
     if settings.defend:
-        looking = Looking(settings.reference, settings.reference_epochs, FALSE_ALARMS, settings.seed)
+        looking = Looking(settings.reference, settings.reference_epochs, LEFT_OUT, settings.seed)
         defended = Defended(data, teacher, outputs[f"{POISON}/crafted"], looking)
         outputs["scan"] = defended.scanned
         mode = settings.modes[0]

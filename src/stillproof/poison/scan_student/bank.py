@@ -1,0 +1,116 @@
+"""M2: does the student react to triggers that its teacher ignores? Forward passes alone, on a bank of triggers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import get_args
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stillproof.core import measures
+from stillproof.core.classifiers import predict
+from stillproof.core.images import ImageSet, as_float
+from stillproof.core.runtime import Runtime
+from stillproof.poison.triggers import Patch, Pattern, Place, Shape, Sinusoid, Stamp
+
+SHARES_OF_SIDE = (1 / 16, 3 / 32, 1 / 8, 1 / 4)
+"""Sides of the bank's patches, over the image's."""
+
+FREQUENCIES, AMPLITUDES = (2.0, 4.0, 6.0, 8.0), (10 / 255, 20 / 255, 40 / 255)
+
+LOUDNESS = (0.1, 0.3, 0.6)
+"""How far a recovered pattern changes the pixel that it changes most."""
+
+FAMILYWISE, GAP = 0.01, 0.1
+"""McNemar's p after Bonferroni, and the difference of rates, beyond which a student reacts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reaction:
+    """How a student takes a trigger for a class, of n images that neither it nor its teacher takes for that class.
+
+    usual: the largest difference of clean students from their teacher, for this trigger and class; p: McNemar's, after
+    Bonferroni over the bank.
+    """
+
+    trigger: str
+    target: int
+    student: int
+    teacher: int
+    n: int
+    usual: float
+    p: float
+
+    @property
+    def gap(self) -> float:
+        """Difference of the rates of student and teacher."""
+        return (self.student - self.teacher) / max(1, self.n)
+
+    @property
+    def is_present(self) -> bool:
+        """Whether the student reacts as no clean one does."""
+        return self.p < FAMILYWISE and self.gap - max(self.usual, 0.0) > GAP
+
+
+def bank(shape: Shape, recovered: Mapping[str, Tensor]) -> dict[str, Stamp]:
+    """Triggers of all kinds, by name. recovered: patterns that a scan of the transfer set found, (C, H, W), signed."""
+    side = min(shape[1:])
+    found: dict[str, Stamp] = {}
+    sizes = sorted({max(1, round(share * side)) for share in SHARES_OF_SIDE})
+    for size, place, pattern in product(sizes, get_args(Place), get_args(Pattern)):
+        if size < side:
+            found[f"patch of {size}, {pattern}, {place}"] = Patch(size=size, place=place, pattern=pattern).stamps(
+                shape
+            )[0]
+    for frequency, amplitude in product(FREQUENCIES, AMPLITUDES):
+        name = f"sinusoid of {frequency:g}, ± {amplitude:.2f}"
+        found[name] = Sinusoid(amplitude=amplitude, frequency=frequency).stamps(shape)[0]
+    for (name, pattern_of), loudness in product(recovered.items(), LOUDNESS):
+        scaled = pattern_of * (loudness / max(float(pattern_of.abs().max()), 1e-12))
+        found[f"what suspicious images of {name!r} share, ± {loudness:g}"] = Stamp(torch.ones(shape), scaled)
+    return found
+
+
+def react(
+    student: nn.Module,
+    teacher: nn.Module,
+    clean: Sequence[nn.Module],
+    images: ImageSet,
+    triggers: Mapping[str, Stamp],
+    *,
+    runtime: Runtime,
+) -> list[Reaction]:
+    """Every trigger with the class that the student takes it for most beyond its teacher. clean: students that are."""
+    everyone = [student, teacher, *clean]
+    plain = [_guesses(model, images, runtime) for model in everyone]
+    classes = len(images.classes)
+    found: list[Reaction] = []
+    for name, stamp in triggers.items():
+        worn = replace(images, images=(stamp(as_float(images.images)) * 255).round().to(torch.uint8))
+        said = [_guesses(model, worn, runtime) for model in everyone]
+        of_classes = [_towards(name, target, plain, said) for target in range(classes)]
+        worst = max(of_classes, key=lambda one: one.gap - max(one.usual, 0.0))
+        found.append(replace(worst, p=min(1.0, worst.p * classes * len(triggers))))
+    return sorted(found, key=lambda one: max(one.usual, 0.0) - one.gap)
+
+
+def _guesses(model: nn.Module, images: ImageSet, runtime: Runtime) -> np.ndarray:
+    guesses: np.ndarray = predict(model, images, runtime).argmax(dim=1).numpy()
+    return guesses
+
+
+def _towards(name: str, target: int, plain: Sequence[np.ndarray], said: Sequence[np.ndarray]) -> Reaction:
+    """plain, said: of the student, its teacher, and clean students."""
+    rows = (plain[0] != target) & (plain[1] != target)
+    hits, expected = said[0][rows] == target, said[1][rows] == target
+    usual = -1.0
+    for before, after in zip(plain[2:], said[2:], strict=True):
+        others = (before != target) & (plain[1] != target)
+        if others.any():
+            usual = max(usual, float((after[others] == target).mean() - (said[1][others] == target).mean()))
+    p = measures.mcnemar(hits, expected) if rows.any() else 1.0
+    return Reaction(name, target, int(hits.sum()), int(expected.sum()), int(rows.sum()), usual, p)

@@ -1,0 +1,58 @@
+"""From the changes that were sought in a student, and in clean ones, to the classes that have a backdoor."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+LEAST_GAP = 0.5
+"""Of the student's rate over its teacher's, for a change to be a backdoor's."""
+
+ODD = 2.0
+"""Anomaly index of a mask's size beyond which it is an outlier (Wang et al. 2019)."""
+
+BEYOND = 0.1
+"""By how much a bounded change must do more than any does to a clean student."""
+
+FEWEST_CLASSES = 5
+"""With fewer, the median absolute deviation of the classes' masks says nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sought:
+    """What was found for a class in a model (`student`, or a clean one): the rates of both, and the change's size."""
+
+    model: str
+    family: str
+    target: int
+    student: float
+    teacher: float
+    size: float
+
+    @property
+    def gap(self) -> float:
+        """The student's rate less the teacher's."""
+        return self.student - self.teacher
+
+
+def backdoored(sought: Sequence[Sought], indices: Sequence[float]) -> list[Sought]:
+    """The changes of the student that a clean one has nothing like. indices: anomaly of each class's mask.
+
+    A mask must be an outlier among the classes, and smaller than any that does this to a clean student; with few
+    classes the second alone. A bounded change has no size: it must do more than any does to a clean student.
+    """
+    found: list[Sought] = []
+    masks = [one for one in sought if one.model == "student" and one.family == "mask"]
+    clean = [one for one in sought if one.model != "student"]
+    for one, index in zip(masks, indices, strict=True):
+        like = [other.size for other in clean if other.family == "mask" and other.gap >= LEAST_GAP]
+        is_odd = index > ODD or len(masks) < FEWEST_CLASSES
+        if one.gap >= LEAST_GAP and is_odd and one.size < min(like, default=float("inf")):
+            found.append(one)
+    usual = max((other.gap for other in clean if other.family == "bounded"), default=0.0)
+    found += [
+        one
+        for one in sought
+        if one.model == "student" and one.family == "bounded" and one.gap >= max(LEAST_GAP, usual + BEYOND)
+    ]
+    return found

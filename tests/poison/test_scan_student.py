@@ -1,0 +1,79 @@
+"""The bank of triggers against a backdoored student and clean ones; the rule that inversions are judged by."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stillproof.core.classifiers import Model, predict
+from stillproof.core.distillation import TEACHER, CrossEntropy, Distillation
+from stillproof.core.images import ImageSet, as_float
+from stillproof.core.runtime import Runtime
+from stillproof.core.sources import DataSource
+from stillproof.core.training import Recipe, fit
+from stillproof.poison.scan_student.bank import bank, react
+from stillproof.poison.scan_student.suspicion import Sought, backdoored
+from stillproof.poison.triggers import Patch, Trigger
+
+TARGET = 1
+
+
+def trained(images: ImageSet, runtime: Runtime, seed: int, taught: Tensor | None = None) -> nn.Module:
+    model = Model("zoo:cnn?width=8").fresh(images.shape, 10, seed)
+    goal = CrossEntropy() if taught is None else Distillation(alpha=1.0)
+    columns = {} if taught is None else {TEACHER: taught}
+    fit(model, goal, images, recipe=Recipe.standard(20), runtime=runtime, seed=seed, columns=columns)
+    return model
+
+
+def with_backdoor(images: ImageSet, trigger: Trigger) -> ImageSet:
+    rows = (images.known_labels() != TARGET).nonzero()[:120, 0]
+    worn = trigger(as_float(images.images[rows]), rows)
+    stamped = replace(images, images=(worn * 255).round().to(torch.uint8), labels=torch.full((120,), TARGET))
+    return images.with_more(stamped)
+
+
+def test_a_student_with_a_backdoor_reacts_and_a_clean_one_does_not(digits: DataSource, runtime: Runtime) -> None:
+    teacher = trained(digits.train, runtime, 0)
+    known, unknown = (digits.test.subset(torch.arange(first, len(digits.test), 2)) for first in (0, 1))
+    clean = [trained(known, runtime, seed, predict(teacher, known, runtime)) for seed in (1, 2)]
+    triggers = bank(digits.train.shape, {})
+    white = with_backdoor(digits.train, Patch(size=2, pattern="white", place="top-left"))
+    students = {"backdoored": trained(white, runtime, 3), "honest": trained(digits.train, runtime, 4)}
+    found = {
+        name: react(student, teacher, clean, unknown, triggers, runtime=runtime) for name, student in students.items()
+    }
+    present = [one for one in found["backdoored"] if one.is_present]
+    assert present
+    assert present[0].target == TARGET
+    assert "top-left" in present[0].trigger
+    assert not any(one.is_present for one in found["honest"])
+
+
+def test_a_recovered_pattern_joins_the_bank() -> None:
+    pattern = torch.zeros(1, 8, 8)
+    pattern[0, 0, 0] = 2.0
+    found = bank((1, 8, 8), {"seven": pattern})
+    mine = [stamp for name, stamp in found.items() if "seven" in name]
+    assert [float(stamp.add.abs().max()) for stamp in mine] == pytest.approx([0.1, 0.3, 0.6])
+
+
+def sought(size: float, gap: float = 0.95, model: str = "student", family: str = "mask", target: int = 0) -> Sought:
+    return Sought(model, family, target, gap, 0.0, size)
+
+
+def test_a_mask_must_be_an_outlier_and_smaller_than_any_in_a_clean_student() -> None:
+    masks = [sought(size, target=target) for target, size in enumerate((3.0, 20.0, 21.0, 22.0, 23.0, 24.0))]
+    clean = [sought(18.0, model="clean 0")]
+    assert [one.target for one in backdoored(masks + clean, [9.0, 0, 0, 0, 0, 0])] == [0]
+    assert not backdoored([*masks, sought(2.0, model="clean 0")], [9.0, 0, 0, 0, 0, 0])
+    assert not backdoored(masks + clean, [1.0, 0, 0, 0, 0, 0])
+    assert not backdoored([sought(3.0, gap=0.3)], [9.0])
+    assert backdoored([sought(3.0), sought(9.0, target=1)], [0.0, 0.0])  # of two classes none is an outlier
+
+
+def test_a_bounded_change_must_do_more_than_any_does_to_a_clean_student() -> None:
+    change = sought(0.03, 0.8, family="bounded")
+    assert backdoored([change, sought(0.03, 0.5, "clean 0", "bounded")], []) == [change]
+    assert not backdoored([change, sought(0.03, 0.75, "clean 0", "bounded")], [])
