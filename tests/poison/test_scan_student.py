@@ -66,14 +66,17 @@ def sought(size: float, gap: float = 0.95, model: str = "student", family: str =
 def test_a_mask_must_be_an_outlier_and_smaller_than_any_in_a_clean_student() -> None:
     masks = [sought(size, target=target) for target, size in enumerate((3.0, 20.0, 21.0, 22.0, 23.0, 24.0))]
     clean = [sought(18.0, model="clean 0")]
-    assert [one.target for one in backdoored(masks + clean, [9.0, 0, 0, 0, 0, 0])] == [0]
-    assert not backdoored([*masks, sought(2.0, model="clean 0")], [9.0, 0, 0, 0, 0, 0])
-    assert not backdoored(masks + clean, [1.0, 0, 0, 0, 0, 0])
-    assert not backdoored([sought(3.0, gap=0.3)], [9.0])
-    assert backdoored([sought(3.0), sought(9.0, target=1)], [0.0, 0.0])  # of two classes none is an outlier
+    assert [one.target for one in backdoored(masks + clean)] == [0]
+    assert not backdoored([*masks, sought(4.0, model="clean 0")])
+    assert not backdoored([*masks[1:], sought(19.0), *clean])
+    assert not backdoored([sought(3.0, gap=0.3)])
+    two = [sought(3.0), sought(9.0, target=1)]  # of two classes none is an outlier
+    assert backdoored([*two, sought(8.0, model="clean 0")]) == two[:1]
+    assert not backdoored([*two, sought(5.0, model="clean 0")])
+    assert not backdoored(two)
 
 
 def test_a_bounded_change_must_do_more_than_any_does_to_a_clean_student() -> None:
     change = sought(0.03, 0.8, family="bounded")
-    assert backdoored([change, sought(0.03, 0.5, "clean 0", "bounded")], []) == [change]
-    assert not backdoored([change, sought(0.03, 0.75, "clean 0", "bounded")], [])
+    assert backdoored([change, sought(0.03, 0.5, "clean 0", "bounded")]) == [change]
+    assert not backdoored([change, sought(0.03, 0.75, "clean 0", "bounded")])

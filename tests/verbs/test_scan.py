@@ -62,19 +62,22 @@ def test_what_poison_writes_scan_finds_and_leaves_a_cleaned_set_beside_it(tmp_pa
     assert len(flagged & planted_rows) > 0.85 * len(planted_rows)
     assert len(flagged - planted_rows) < 0.04 * 1000
     cleaned, poisoned = np.load(directory / "sets/cleaned.npz"), np.load(planted / "sets/poisoned.npz")
-    assert np.array_equal(cleaned["images"], poisoned["train_images"][manifest["rows"]])
+    assert np.array_equal(cleaned["train_images"], poisoned["train_images"][manifest["rows"]])
+    assert np.array_equal(cleaned["test_images"], poisoned["test_images"])
+    assert "flagged" in str(cleaned["what"])
     assert (planted / "sets/poisoned.npz").read_bytes() == before
     assert result.images
 
 
-def test_a_student_is_scanned_relative_to_its_teacher(tmp_path: Path, planted: Path) -> None:
-    student = str(planted / "models/student-clean.safetensors")
+@pytest.mark.parametrize(("name", "is_backdoored"), [("clean", False), ("poisoned", True)])
+def test_a_student_is_scanned_relative_to_its_teacher(
+    tmp_path: Path, planted: Path, name: str, is_backdoored: bool
+) -> None:
+    student = str(planted / f"models/student-{name}.safetensors")
     result, _ = scan(tmp_path, planted, student=student, inversion_epochs=1)
     assert [f.rule for f in result.findings] == ["SP-P2", "SP-P3"]
-    assert result.findings[1].status == "pass"
+    assert (result.findings[1].status == "fail") is is_backdoored
     assert {"Triggers of the bank", "Changes that were sought"} <= {table.title for table in result.tables}
-    with pytest.raises(InputError, match="no weights"):
-        scan(tmp_path, planted, student="zoo:cnn")
 
 
 def test_a_clean_set_passes_and_keeps_nearly_all(tmp_path: Path, planted: Path) -> None:
@@ -112,6 +115,7 @@ def test_what_cannot_be_distilled_resistantly_is_refused(planted: Path, more: di
     ("given", "said"),
     [
         ({"teacher": "zoo:cnn"}, "has no weights"),
+        ({"student": "zoo:cnn"}, "has no weights"),
         ({"false_alarms": 0.001}, "cannot set a threshold"),
         ({"trusted": "tests.verbs.test_scan:few", "false_alarms": 0.1}, "too few"),
         ({"transfer_set": "tests.verbs.test_scan:other", "trusted": "digits"}, "images of one kind"),

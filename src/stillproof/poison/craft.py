@@ -108,6 +108,7 @@ def craft(
     cannot be made to deceive them is the best that was found. Raises InputError.
     """
     labels = images.known_labels()
+    crafting.trigger.check(images.shape)
     if crafting.is_optimised and bool((labels == crafting.target).any()):
         raise InputError("images of the target's own class cannot be made into poison.", "Give those of the others.")
     codec = codec_of(images) if crafting.codec is None else crafting.codec

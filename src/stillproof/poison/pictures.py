@@ -21,7 +21,7 @@ def beside(crafted: Artefact) -> list[Picture]:
             image.numpy().astype(np.float32) / 255 for image in (source, crafted.tensors["images"][number])
         )
         difference, factor = magnified(after - before)
-        title = f"poison {number}: its source, what is added, difference × {factor:.0f}"
+        title = f"poison {number}: its source, what is added, difference × {factor:.2g}"
         found.append(side_by_side(title, [before, after, difference]))
     return found
 

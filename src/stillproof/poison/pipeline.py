@@ -102,7 +102,7 @@ class Defended:
         sizes = self.data.sizes
         left = {"suspects": self.suspects, "scanned": self.scanned}
         # as many steps on few images as on many
-        longer = epochs * max(1, sizes.training // (4 * sizes.validation))
+        longer = epochs * max(1, round(sizes.training / sizes.validation))
         found = {
             name: self._distilled(name, given, views, model, objective, lasting, images, seed)
             for name, given, views, lasting, images in (

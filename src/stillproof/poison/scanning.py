@@ -23,6 +23,7 @@ from stillproof.poison.scan_set.agreement import agreement
 from stillproof.poison.scan_set.combined import combined
 from stillproof.poison.scan_set.shared_pattern import SharedPattern
 from stillproof.poison.scan_set.sight import Scores, Sight, folds, p_values
+from stillproof.poison.verdict import Scanned
 
 REFERENCES = 4
 """References, each trained on all trusted images but a quarter, which it then judges."""
@@ -37,7 +38,7 @@ Part = Literal["training", "test"]
 
 @job(version=1)
 def load_set(context: Context, *, source: Source, part: Part, limit: int | None) -> Artefact:
-    """`images` and `labels` of a source, whole and in its order; the rows that were kept, if there is a limit.
+    """`images` and `labels` of a part of a source, and the `rows` of the source's files that they are.
 
     Where a source has no test images of its own, its training part is all that it has. Raises InputError.
     """
@@ -47,6 +48,7 @@ def load_set(context: Context, *, source: Source, part: Part, limit: int | None)
     wanted = torch.arange(total)
     if limit is not None and limit < total:
         wanted = permutation(total, derive(0, "limit"))[:limit].sort().values
+    order = _places(opened, part, splits)
     images = context.allocate("images", (len(wanted), *opened.train.shape))
     labels = torch.cat([split.labels for split in splits])[wanted]
     done = start = 0
@@ -58,8 +60,18 @@ def load_set(context: Context, *, source: Source, part: Part, limit: int | None)
             if context.advance is not None:
                 context.advance(done, len(wanted), "images read")
         start += len(split.labels)
+    if done != len(wanted):
+        raise InputError(f"the source gave {done} images of {len(wanted)}.", "Mend its read().")
     values = {"name": opened.name, "classes": list(opened.classes), "notes": list(opened.notes)}
-    return Artefact(values, {"images": images, "labels": labels, "rows": wanted})
+    return Artefact(values, {"images": images, "labels": labels, "rows": order[wanted]})
+
+
+def _places(opened: Opened, part: Part, splits: list[Split]) -> Tensor:
+    """Where each image of these splits stands in the source: int64, (N,)."""
+    total = sum(len(split.labels) for split in splits)
+    if opened.has_own_test or opened.rows is None or part == "test":
+        return torch.arange(total)
+    return torch.cat(opened.rows)
 
 
 def _splits(opened: Opened, part: Part) -> list[Split]:
@@ -80,10 +92,16 @@ def set_of(loaded: Artefact) -> ImageSet:
 
 
 @job(version=1)
-def bring_for(context: Context, trusted: Artefact, suspects: Artefact, *, model: Model) -> Artefact:
-    """A classifier that brings its own weights, for these images. Raises InputError if they do not fit together."""
+def compare_sets(_context: Context, suspects: Artefact, trusted: Artefact) -> Artefact:
+    """Nothing, where a transfer set and a trusted one fit together; raises InputError where they do not."""
+    _check(set_of(suspects), set_of(trusted))
+    return Artefact()
+
+
+@job(version=1)
+def bring_for(context: Context, trusted: Artefact, *, model: Model) -> Artefact:
+    """A classifier that brings its own weights, for these images. Raises InputError if it is none of theirs."""
     some = set_of(trusted)
-    _check(set_of(suspects), some)
     made, facts = admit(model.build(some.shape, len(some.classes)), some, model.text)
     accuracy = float((predict(made, some, context.runtime).argmax(1) == some.known_labels()).double().mean())
     return classifier_artefact(
@@ -112,7 +130,7 @@ def trusted_folds(images: ImageSet) -> Tensor:
     return folds(len(images), REFERENCES, derive(0, "trusted folds"))
 
 
-@job(version=2)
+@job(version=3)
 def scan_set(
     context: Context,
     teacher: Artefact,
@@ -126,10 +144,14 @@ def scan_set(
     images, known = set_of(suspects), set_of(trusted)
     master = classifier_of(teacher, context)
     judges = [classifier_of(one, context) for one in references]
-    seen = _sight(context, master, judges, images, folds(len(images), REFERENCES, derive(0, "suspect folds")))
-    usual = _sight(context, master, judges, known, trusted_folds(known))
+    # whoever writes a part of the set cannot foresee which half and fold an image falls into
+    digest = images.fingerprint()
+    own = trusted_folds(known)
+    fold, shared = _folds_of(images, known, own, derive(0, "suspect folds", digest))
+    seen = _sight(context, master, judges, images, fold)
+    usual = _sight(context, master, judges, known, own)
     doubts = agreement(seen, usual)
-    patterns = SharedPattern().look(seen, usual, doubts)
+    patterns = SharedPattern(seed=derive(0, "halves", digest)).look(seen, usual, doubts)
     found = {"agreement": doubts, "shared pattern": patterns.scores}
     found[COMBINED] = combined(found)
     p = p_values(found[COMBINED])
@@ -140,11 +162,18 @@ def scan_set(
     tensors |= {
         "p": torch.from_numpy(p),
         "flagged": torch.from_numpy(p <= false_alarms),
+        "usual_p": torch.from_numpy(p_values(Scores(found[COMBINED].trusted, found[COMBINED].trusted))),
         "guessed": seen.guessed,
         "usual": usual.guessed,
         "suspicious": torch.from_numpy(p_values(doubts) <= SharedPattern().suspicion),
     }
-    values = {"scanners": list(found), "classes": list(images.classes), "patterns": sorted(patterns.shown)}
+    values = {
+        "scanners": list(found),
+        "classes": list(images.classes),
+        "patterns": sorted(patterns.shown),
+        "alike": float((usual.guessed == usual.reference.argmax(1)).double().mean()),
+        "shared": shared,
+    }
     return Artefact(values, tensors, Cost(forwards=2 * (len(images) + len(known))))
 
 
@@ -170,6 +199,27 @@ def _sight(
         if len(rows):
             answers[rows] = predict(reference, images.subset(rows), context.runtime)
     return Sight(images.images, said, answers, fold)
+
+
+def scanned_set(scanned: Artefact, false_alarms: float) -> Scanned:
+    """What `scan_set` left, for a verdict at a rate of false alarms."""
+    arrays = {name: scanned.tensors[name].numpy() for name in ("p", "guessed", "usual_p", "usual")}
+    values = scanned.values
+    return Scanned(**arrays, classes=tuple(values["classes"]), false_alarms=false_alarms, alike=values["alike"])
+
+
+def _folds_of(images: ImageSet, known: ImageSet, own: Tensor, seed: int) -> tuple[Tensor, int]:
+    """Which reference judges each suspect, and how many suspects are trusted images.
+
+    It is drawn at random, but for an image that is trusted as well: then it is the one that was not trained on it.
+    """
+    places = {image.numpy().tobytes(): int(fold) for image, fold in zip(known.images, own, strict=True)}
+    found, shared = folds(len(images), REFERENCES, seed), 0
+    for row, image in enumerate(images.images):
+        fold = places.get(image.numpy().tobytes())
+        if fold is not None:
+            found[row], shared = fold, shared + 1
+    return found, shared
 
 
 def _check(images: ImageSet, trusted: ImageSet) -> None:

@@ -77,10 +77,18 @@ def _sources(parts: Carving, crafting: Crafting, wanted: int, seed: int) -> Imag
             f"there is no class {crafting.target} among {len(classes)}.", f"Give --target from 0 to {len(classes) - 1}."
         )
 
+    def serves(images: ImageSet) -> Tensor:
+        return (images.known_labels() == crafting.target) == crafting.is_from_target
+
     def serving(images: ImageSet, most: int) -> ImageSet:
-        rows = ((images.known_labels() == crafting.target) == crafting.is_from_target).nonzero()[:, 0]
+        rows = serves(images).nonzero()[:, 0]
         return images.subset(rows[permutation(len(rows), derive(seed, "sources", images.name))[:most]])
 
+    if not serves(parts.pool).any():
+        raise InputError(
+            f"the pool holds no image for {crafting.ingredients!r} towards {classes[crafting.target]!r}.",
+            "Give more data, another --target, or --no-controls.",
+        )
     own = serving(parts.pool, wanted)
     found = own if len(own) == wanted else own.with_more(serving(parts.training, wanted - len(own)))
     # of one class alone there may be fewer than are wanted: they are stamped more than once

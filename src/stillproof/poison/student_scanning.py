@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 
-from stillproof.core.images import as_float
+from stillproof.core.classifiers import predict
+from stillproof.core.images import ImageSet, as_float
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive, permutation
 from stillproof.core.plan import Context, job
+from stillproof.core.runtime import Runtime
 from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
 from stillproof.poison.scan_student.bank import Reaction, bank, react
-from stillproof.poison.scan_student.inversion import Family, Inversion, Inverted, invert
+from stillproof.poison.scan_student.inversion import FEWEST, Family, Inversion, Inverted, invert
 from stillproof.poison.scan_student.suspicion import Sought
-from stillproof.poison.scanning import set_of
+from stillproof.poison.scanning import set_of, trusted_folds
+from stillproof.poison.verdict import Inspected
+
+HELD_OUT = 0
+"""The fold of the trusted images that neither the student nor the clean ones were trained on."""
 
 MOST = 500
 """Trusted images that a change is sought on, and judged on."""
@@ -37,21 +44,22 @@ def scan_student(
 ) -> Artefact:
     """How the student reacts to a bank of triggers, and to the change that is sought for each class.
 
-    clean: students that were distilled on the trusted images alone, which say what is usual; scanned: of its transfer
-    set, whose recovered patterns join the bank; epochs: of the search.
+    clean: students that were distilled on the trusted images but the fold HELD_OUT, on which all are looked at: they
+    say what is usual; scanned: of its transfer set, whose patterns join the bank; epochs: of the search.
     """
-    runtime, images = context.runtime, set_of(trusted)
+    runtime, known = context.runtime, set_of(trusted)
+    images = known.subset((trusted_folds(known) == HELD_OUT).nonzero()[:, 0])
     master, suspect = classifier_of(teacher, context), classifier_of(student, context)
     usual = [classifier_of(one, context) for one in clean]
     classes = images.classes
-    recovered = (
-        {}
-        if scanned is None
-        else {classes[index]: scanned.tensors[f"pattern.{index}"] for index in scanned.values["patterns"]}
-    )
+    shown = [] if scanned is None else scanned.values["patterns"]
+    found = {index: scanned.tensors[f"pattern.{index}"] for index in shown} if scanned else {}
+    recovered = {f"{classes[index]} ({index})": pattern for index, pattern in found.items()}
     triggers = bank(images.shape, recovered)
     reactions = react(suspect, master, usual, images, triggers, runtime=runtime)
-    some = as_float(images.images[permutation(len(images), derive(0, "inverted"))[:MOST]])
+    order = permutation(len(images), derive(0, "inverted"))[:MOST]
+    some = as_float(images.images[order])
+    said = predict(master, images, runtime).argmax(1)[order]
     models = {"student": suspect} | {f"clean {number}": model for number, model in enumerate(usual)}
     sought: list[Sought] = []
     tensors: dict[str, torch.Tensor] = {}
@@ -60,18 +68,26 @@ def scan_student(
         if context.advance is not None:
             context.advance(number, len(todo), f"{family} for {classes[target]!r} in the {name}")
         settings = Inversion(family=family, epochs=epochs)
-        found = invert(models[name], master, some, target, settings, runtime=runtime, seed=derive(seed, target))
-        sought.append(_noted(found, name))
+        if int((said != target).sum()) < FEWEST:
+            continue  # nearly all trusted images are of this class: there is nothing to seek it from
+        inverted = invert(models[name], master, some, target, settings, runtime=runtime, seed=derive(seed, target))
+        sought.append(_noted(inverted, name))
         if name == "student":
-            tensors |= {f"{family}.{target}.keep": found.stamp.keep, f"{family}.{target}.add": found.stamp.add}
+            tensors |= {f"{family}.{target}.keep": inverted.stamp.keep, f"{family}.{target}.add": inverted.stamp.add}
     values = {
         "reactions": [{field: getattr(one, field) for field in Reaction.__slots__} for one in reactions],
         "sought": [{field: getattr(one, field) for field in Sought.__slots__} for one in sought],
         "classes": list(classes),
+        "alike": [_alike(model, master, images, runtime) for model in models.values()],
     }
     asked = (2 + len(usual)) * len(images) * (1 + len(triggers))
     passes = 2 * epochs * len(some) // 2 * len(todo)
     return Artefact(values, tensors, Cost(forwards=asked + passes, backwards=passes))
+
+
+def _alike(model: nn.Module, teacher: nn.Module, images: ImageSet, runtime: Runtime) -> float:
+    same = predict(model, images, runtime).argmax(1) == predict(teacher, images, runtime).argmax(1)
+    return float(same.double().mean())
 
 
 def _noted(found: Inverted, model: str) -> Sought:
@@ -85,11 +101,14 @@ def _noted(found: Inverted, model: str) -> Sought:
     )
 
 
-def reactions_of(scanned: Artefact) -> list[Reaction]:
-    """How the student reacts to the bank, most first."""
-    return [Reaction(**one) for one in scanned.values["reactions"]]
-
-
-def sought_of(scanned: Artefact) -> list[Sought]:
-    """What was sought in the student and in clean ones."""
-    return [Sought(**one) for one in scanned.values["sought"]]
+def inspected(scanned: Artefact) -> Inspected:
+    """What `scan_student` left, for a verdict."""
+    values = scanned.values
+    student, *clean = values["alike"]
+    return Inspected(
+        [Reaction(**one) for one in values["reactions"]],
+        [Sought(**one) for one in values["sought"]],
+        tuple(values["classes"]),
+        student,
+        clean,
+    )

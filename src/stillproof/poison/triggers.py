@@ -15,6 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from stillproof.core.decoding import FORMATS, MOST_PIXELS
 from stillproof.core.noise import Noise, derive
 from stillproof.core.spec import file_digest
 from stillproof.errors import InputError, reason
@@ -63,6 +64,12 @@ class Trigger(ABC):
         if several == 1:
             return torch.zeros_like(ids)
         return Noise(derive(0, "stamp"), ids, 0).integers(0, several)
+
+    def check(self, shape: Shape) -> None:
+        """Raise InputError if it changes nothing of images of this shape that 8 bits could hold."""
+        half = torch.full(shape, 0.5)
+        if max(float((stamp(half) - half).abs().max()) for stamp in self.stamps(shape)) < 1 / 255:
+            raise InputError(f"{self} changes no pixel.", "Give another amplitude, frequency, opacity or picture.")
 
     def __call__(self, images: Tensor, ids: Tensor) -> Tensor:
         """The images with the trigger, float32 in [0, 1], (n, C, H, W)."""
@@ -176,6 +183,8 @@ class Sinusoid(Trigger):
 
     def __post_init__(self) -> None:
         _check_share("amplitude", self.amplitude)
+        if not self.frequency > 0:
+            raise InputError(f"a frequency of {self.frequency:g} is no trigger.", "Give one above 0.")
 
     def stamps(self, shape: Shape) -> list[Stamp]:
         columns = torch.arange(shape[2]) * (2 * math.pi * self.frequency / shape[2])
@@ -196,6 +205,8 @@ class PictureFile(Trigger):
 
     def __post_init__(self) -> None:
         _check_share("opacity", self.opacity)
+        if self.size < 1:
+            raise InputError(f"a picture of {self.size} pixels is no trigger.", "Give size of 1 or more.")
         file_digest(self.path)
 
     def identity(self) -> Mapping[str, object]:
@@ -209,7 +220,9 @@ class PictureFile(Trigger):
         from PIL import Image
 
         try:
-            with Image.open(self.path) as picture:
+            with Image.open(self.path, formats=FORMATS) as picture:
+                if picture.width * picture.height > MOST_PIXELS:
+                    raise ValueError(f"{picture.width}×{picture.height} pixels are too many")
                 shown = picture.convert("RGBA")
         except Exception as error:  # Pillow's readers fail in many ways
             raise InputError(f"{self.path} is no picture: {reason(error)}", "Give a PNG or a JPEG.") from None
@@ -222,4 +235,4 @@ class PictureFile(Trigger):
         return [_pasted(pixels, _corner(self.place, (height, width), shape), shape, transparent * self.opacity)]
 
     def other(self) -> Trigger:
-        return Patch(size=self.size, place=OPPOSITE[self.place], pattern="random")
+        return Patch(size=min(self.size, 2), place=OPPOSITE[self.place], pattern="random")

@@ -98,10 +98,10 @@ class Run:
         from stillproof.runs.image_sets import write_set
         from stillproof.runs.report import write_report
 
-        for name, artefact in self.work.models(self.settings, values).items():
-            save_artefact(directory.path / MODELS / f"{safe_name(name)}.safetensors", artefact)
         for name, written in self.work.sets(self.settings, values).items():
             write_set(directory.path / SETS, safe_name(name), written)
+        for name, artefact in self.work.models(self.settings, values).items():
+            save_artefact(directory.path / MODELS / f"{safe_name(name)}.safetensors", artefact)
         directory.write(RESULT, result.model_dump_json(indent=1))
         write_report(result, directory.path / REPORT)
         directory.note("concluded", status=result.status)

@@ -28,7 +28,8 @@ class WrittenSet:
 
 def write_set(folder: Path, name: str, written: WrittenSet) -> None:
     """Write NAME.npz and NAME.json, each whole or not at all. Raises StoreError."""
-    arrays: dict[str, Any] = {"classes": np.array(written.training.classes)}
+    what = str(written.manifest.get("what", ""))  # for whoever has the file without its manifest
+    arrays: dict[str, Any] = {"classes": np.array(written.training.classes), "what": np.array(what)}
     parts = {"": written.training} if written.test is None else {"train_": written.training, "test_": written.test}
     for prefix, part in parts.items():
         arrays[f"{prefix}images"], arrays[f"{prefix}labels"] = part.images.numpy(), part.known_labels().numpy()

@@ -168,6 +168,7 @@ class _Way:
 
 def _way(settings: DistillSettings) -> _Way:
     """What the settings ask for. Raises InputError where they contradict each other."""
+    from stillproof.core.distillation import Distillation
     from stillproof.core.feature_distillation import FeatureObjective
     from stillproof.core.plugins import build
     from stillproof.core.spec import Spec
@@ -204,8 +205,12 @@ def _way(settings: DistillSettings) -> _Way:
     if isinstance(objective, Inner):
         training = AdversarialTraining(threat=objective.threat)
         return _Way(objective, True, 3 * (objective.steps + 2) + 1, training, 3 * (training.steps + 1))
-    if settings.resistant and isinstance(objective, FeatureObjective | Inner):
-        raise InputError(f"{settings.objective!r} cannot be distilled with --resistant.", "Use kd, dkd or logit-std.")
+    if settings.resistant and not (isinstance(objective, Distillation) and objective.alpha == 1):
+        raise InputError(
+            f"{settings.objective!r} cannot be distilled with --resistant: it matches features, or learns labels that "
+            "may be an attacker's.",
+            "Use kd?alpha=1, with any temperature.",
+        )
     online = settings.label_mode == "online" or isinstance(objective, FeatureObjective)
     return _Way(objective, online, 4 if online else 3)
 
@@ -279,7 +284,11 @@ def _notes(settings: DistillSettings) -> list[str]:
             "`stillproof audit --model …/student.safetensors` shows what it is worth."
         ]
     if settings.resistant:
-        return ["`stillproof poison --defend` shows on planted poison what this keeps out of your pipeline."]
+        unvouched = [] if settings.trusted is not None else [scan.UNVOUCHED]
+        return [
+            *unvouched,
+            "`stillproof poison --defend` shows on planted poison what this keeps out of your pipeline.",
+        ]
     if settings.robust:
         return ["How robust the student is, `stillproof audit --model …/student.safetensors` measures."]
     return []

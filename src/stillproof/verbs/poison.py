@@ -175,7 +175,13 @@ def _crafting(settings: PoisonSettings, data: Data) -> dict[str, Crafting | None
     from stillproof.errors import InputError
     from stillproof.poison.codec import parse_codec
     from stillproof.poison.craft import Crafting
+    from stillproof.poison.scanning import FEWEST_TRUSTED
 
+    if settings.defend and data.sizes.validation < FEWEST_TRUSTED:
+        raise InputError(
+            f"--defend trusts the validation part, and {data.sizes.validation} images cannot say what is usual.",
+            f"Give data with {10 * FEWEST_TRUSTED} training images or more, or a larger --limit.",
+        )
     if settings.target >= data.classes:
         raise InputError(
             f"there is no class {settings.target} among {data.classes}.", f"Give --target below {data.classes}."
@@ -226,7 +232,8 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
             for name, students in everyone.items()
             if name != CLEAN
         ]
-        findings += [verdict.of_a_defence(row.name, row) for row in resisting if row.name in DEFENCES]
+        undefended = found[mode][1]
+        findings += [verdict.of_a_defence(row.name, row, undefended) for row in resisting if row.name in DEFENCES]
         tables.append(account.students_table("Students of the poisoned set under defences, and baselines", resisting))
         scores, poisoned = scores_of(values["scan"]), len(values[f"{POISON}/crafted"].tensors["images"])
         n = len(values["scan"].tensors["flagged"])

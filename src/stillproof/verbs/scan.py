@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from stillproof.poison.verdict import Scanned
     from stillproof.runs.image_sets import WrittenSet
 
+FALSE_ALARMS = 0.01
+"""At which a verdict is given, unless the user asks for another."""
+
+UNVOUCHED = (
+    "The test images of the transfer set's own source were trusted: whoever wrote the one may have written the other. "
+    "Name images that you vouch for: --trusted."
+)
+
 LEARNING: Mapping[Profile, Mapping[str, Any]] = {
     "smoke": {"epochs": 30, "inversion_epochs": 20},
     "standard": {"epochs": 60, "inversion_epochs": 20},
@@ -41,7 +49,7 @@ class ScanSettings(VerbSettings):
         None, description="Model SPEC, with weights, of a student to scan for a backdoor, relative to its teacher."
     )
     inversion_epochs: int = Field(20, ge=1, description=f"Epochs of the search for a student's trigger. {BY_PROFILE}")
-    false_alarms: float = Field(0.01, gt=0, lt=0.5, description="Share of clean images that may be flagged.")
+    false_alarms: float = Field(FALSE_ALARMS, gt=0, lt=0.5, description="Share of clean images that may be flagged.")
     epochs: int = Field(60, ge=1, description=f"Epochs of the references. {BY_PROFILE}")
 
 
@@ -62,31 +70,26 @@ CLEAN_STUDENTS = 2
 def _of_the_student(settings: ScanSettings, found: Mapping[str, Stage]) -> dict[str, Stage]:
     """The stages of the student's scan. Raises InputError."""
     from stillproof.core.classifiers import Model
-    from stillproof.core.distillation import Distillation
     from stillproof.core.noise import derive
     from stillproof.core.plan import stage
     from stillproof.core.training import Recipe
     from stillproof.errors import InputError
-    from stillproof.poison.resisting import distil_on_the_rest
-    from stillproof.poison.scanning import bring_for
-    from stillproof.poison.student_scanning import scan_student
+    from stillproof.poison.scanning import bring_for, train_reference
+    from stillproof.poison.student_scanning import HELD_OUT, scan_student
 
     student = Model(str(settings.student))
     student.identity()
     if not student.is_trained:
         raise InputError(f"the student {settings.student!r} has no weights.", "Name the file that it was saved in.")
-    suspect = stage(
-        bring_for, "look at the student", trusted=found["trusted"], suspects=found["suspects"], model=student
-    )
+    suspect = stage(bring_for, "look at the student", trusted=found["trusted"], model=student)
     clean = [
         stage(
-            distil_on_the_rest,
+            train_reference,
             f"distil clean student {number + 1} of {CLEAN_STUDENTS}",
             teacher=found["teacher"],
-            suspects=found["trusted"],
+            trusted=found["trusted"],
             model=student.untrained,
-            objective=Distillation(alpha=1.0),
-            views=0,
+            fold=HELD_OUT,
             recipe=Recipe.standard(settings.epochs),
             seed=derive(settings.seed, "clean student", number),
         )
@@ -113,7 +116,7 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     from stillproof.core.sources import open_source
     from stillproof.errors import InputError
     from stillproof.poison.pipeline import Looking
-    from stillproof.poison.scanning import bring_for, load_set
+    from stillproof.poison.scanning import bring_for, compare_sets, load_set
 
     teacher = Model(settings.teacher)
     teacher.identity()
@@ -133,51 +136,52 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
         )
     suspects = stage(load_set, "read the transfer set", source=source, part="training", limit=settings.limit)
     trusted = stage(load_set, "read the trusted set", source=vouched, part=part, limit=None)
-    master = stage(bring_for, "look at the teacher", trusted=trusted, suspects=suspects, model=teacher)
+    compared = stage(compare_sets, "compare both sets", suspects=suspects, trusted=trusted)
+    master = stage(bring_for, "look at the teacher", trusted=trusted, model=teacher)
     looking = Looking(settings.reference, settings.epochs, settings.false_alarms, settings.seed)
     scanned = looking.stage(master, suspects, trusted, images=facts.train, known=known)
-    return {"suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}
+    return {"compared": compared, "suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}
 
 
-def scanned_of(settings: ScanSettings, values: Mapping[str, Artefact]) -> Scanned:
-    """What the scan showed, for a verdict."""
-    from stillproof.poison.verdict import Scanned
+def scanned_of(values: Mapping[str, Artefact], rate: float | None = None) -> Scanned:
+    """What the scan showed at a rate of false alarms, for a verdict."""
+    from stillproof.poison.scanning import scanned_set
 
-    found = values["scan"].tensors
-    return Scanned(
-        flagged=found["flagged"].numpy(),
-        guessed=found["guessed"].numpy(),
-        classes=tuple(values["scan"].values["classes"]),
-        false_alarms=settings.false_alarms,
-        trusted=len(found["usual"]),
-    )
+    return scanned_set(values["scan"], FALSE_ALARMS if rate is None else rate)
 
 
-def finding(settings: ScanSettings, values: Mapping[str, Artefact]) -> Finding:
-    """SP-P2."""
+def finding(settings: ScanSettings, values: Mapping[str, Artefact], rate: float | None = None) -> Finding:
+    """SP-P2, at a rate of false alarms."""
     from stillproof.poison.verdict import of_the_set
 
-    return of_the_set(settings.transfer_set, scanned_of(settings, values))
+    said = of_the_set(settings.transfer_set, scanned_of(values, rate))
+    if settings.trusted is not None or said.status == "fail":
+        return said
+    return said.model_copy(update={"evidence": [*said.evidence, UNVOUCHED]})
 
 
 def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
     """Which images do not belong, and how sure that is."""
     from stillproof.poison import account, pictures, verdict
     from stillproof.poison.scanning import COMBINED, scores_of, set_of
-    from stillproof.poison.student_scanning import reactions_of, sought_of
+    from stillproof.poison.student_scanning import inspected
 
     scanned, suspects = values["scan"], set_of(values["suspects"])
-    scores, found, said = scores_of(scanned), scanned_of(settings, values), finding(settings, values)
+    rate = settings.false_alarms
+    scores, found, said = scores_of(scanned), scanned_of(values, rate), finding(settings, values, rate)
     rows = values["suspects"].tensors["rows"].numpy()
     findings, tables = [said], []
     if settings.student is not None:
-        reactions, sought = reactions_of(values["student/scan"]), sought_of(values["student/scan"])
-        findings.append(verdict.of_the_student(settings.student, reactions, sought, suspects.classes))
+        seen = inspected(values["student/scan"])
+        findings.append(verdict.of_the_student(settings.student, seen))
         tables = [
-            account.reactions_table(reactions, suspects.classes),
-            account.inversions_table(sought, suspects.classes),
+            account.reactions_table(seen.reactions, suspects.classes),
+            account.inversions_table(seen.sought, suspects.classes),
         ]
-    notes = [] if settings.trusted is not None else ["The test images of the transfer set's own source were trusted."]
+    notes = [] if settings.trusted is not None else [UNVOUCHED]
+    shared = scanned.values["shared"]
+    if shared:
+        notes.append(f"{shared} images are in the transfer set and in the trusted one: nothing is said of these.")
     return Result(
         verb="scan",
         status=worst(one.status for one in findings),
@@ -209,6 +213,8 @@ def sets(settings: ScanSettings, values: Mapping[str, Artefact]) -> dict[str, Wr
 
     suspects, scanned = values["suspects"], values["scan"].tensors
     kept, rows = (~scanned["flagged"]).nonzero()[:, 0], suspects.tensors["rows"]
+    if not len(kept):
+        return {}
     manifest = {
         "what": "a transfer set without the images that stillproof scan flagged",
         "of": settings.transfer_set,
@@ -217,7 +223,8 @@ def sets(settings: ScanSettings, values: Mapping[str, Artefact]) -> dict[str, Wr
         "flagged": rows[scanned["flagged"]].tolist(),
         "p_of_flagged": scanned["p"][scanned["flagged"]].tolist(),
     }
-    return {"cleaned": WrittenSet(set_of(suspects).subset(kept), manifest)}
+    test = set_of(values["trusted"]) if settings.trusted is None else None
+    return {"cleaned": WrittenSet(set_of(suspects).subset(kept), manifest, test)}
 
 
 SCAN = Verb("scan", ScanSettings, plan, conclude, models, sets)

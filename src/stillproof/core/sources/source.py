@@ -67,6 +67,8 @@ class Opened(NamedTuple):
     """What the user should know of how the images were read."""
     has_own_test: bool = True
     """Whether the source has test images of its own; else some of its images stand in for them."""
+    rows: tuple[Tensor, Tensor] | None = None
+    """Where the images of both splits stand in a source without test images of its own: int64, (N,) each."""
 
 
 class Source(ABC):
@@ -152,7 +154,9 @@ def split_of(images: ImageSet) -> Split:
 def with_own_test_set(whole: Split, classes: tuple[str, ...], name: str, notes: tuple[str, ...] = ()) -> Opened:
     """A source that has no test images of its own: TEST_SHARE of every class become them."""
     train, test = stratified(whole.labels, (1 - TEST_SHARE, TEST_SHARE), seed=0)
-    return opened(whole.subset(train), whole.subset(test), classes, name, notes)._replace(has_own_test=False)
+    return opened(whole.subset(train), whole.subset(test), classes, name, notes)._replace(
+        has_own_test=False, rows=(train, test)
+    )
 
 
 def check_labels(labels: Array, where: str) -> Tensor:

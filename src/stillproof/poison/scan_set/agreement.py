@@ -21,5 +21,25 @@ def disagreement(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def agreement(suspects: Sight, trusted: Sight) -> Scores:
     """How far teacher and reference are apart. What deceives the teacher deceives another architecture less."""
+    if suspects.teacher.shape[1] == 2:
+        return _of_two_classes(suspects, trusted)
     found, usual = (disagreement(sight.teacher.numpy(), sight.reference.numpy()) for sight in (suspects, trusted))
-    return Scores(found, usual)
+    return Scores(found, usual, least=1e-6)
+
+
+def _of_two_classes(suspects: Sight, trusted: Sight) -> Scores:
+    """The teacher's class less the reference's margin for it, both over their usual size.
+
+    The cosine of two centred logits is 1 or −1, whatever they are.
+    """
+
+    def margins(logits: np.ndarray) -> np.ndarray:
+        found: np.ndarray = logits[:, 0].astype(float) - logits[:, 1]
+        return found
+
+    scale = max(float(np.median(np.abs(margins(trusted.reference.numpy())))), 1e-12)
+    found, usual = (
+        -np.sign(margins(sight.teacher.numpy())) * margins(sight.reference.numpy()) / scale
+        for sight in (suspects, trusted)
+    )
+    return Scores(found, usual, least=1e-6)

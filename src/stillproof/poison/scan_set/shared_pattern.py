@@ -40,10 +40,12 @@ CHANCE = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPattern:
-    """suspicion: the p-value of D1 below which an image is suspicious; fewest: suspicious images a class must have."""
+    """suspicion: the p-value of D1 below which an image is suspicious; fewest: suspicious images a class must have;
+    seed: of the halves."""
 
     suspicion: float = 0.05
     fewest: int = 8
+    seed: int = 0
 
     def __call__(self, suspects: Sight, trusted: Sight) -> Scores:
         """How much of the filter of its predicted class each image holds, in deviations."""
@@ -54,7 +56,7 @@ class SharedPattern:
         seen = agreement(suspects, trusted) if doubts is None else doubts
         suspicious = torch.from_numpy(p_values(seen) <= self.suspicion)
         spectrum = _Spectrum.of(suspects.images)
-        halves = [folds(len(sight), 2, derive(0, "halves", name)) for name, sight in (("s", suspects), ("t", trusted))]
+        halves = [folds(len(sight), 2, derive(self.seed, name)) for name, sight in (("s", suspects), ("t", trusted))]
         found, usual = np.zeros(len(suspects)), np.zeros(len(trusted))
         patterns: dict[int, Tensor] = {}
         for half in (0, 1):

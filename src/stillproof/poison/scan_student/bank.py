@@ -31,10 +31,10 @@ FAMILYWISE, GAP = 0.01, 0.1
 
 @dataclass(frozen=True, slots=True)
 class Reaction:
-    """How a student takes a trigger for a class, of n images that neither it nor its teacher takes for that class.
+    """How a student takes a trigger for a class, of n images that nobody takes for that class as they are.
 
-    usual: the largest difference of clean students from their teacher, for this trigger and class; p: McNemar's, after
-    Bonferroni over the bank.
+    usual: the largest difference of clean students from their teacher, for this trigger and class; p: the largest of
+    McNemar's, against the teacher and each clean student, after Bonferroni over the bank.
     """
 
     trigger: str
@@ -57,7 +57,10 @@ class Reaction:
 
 
 def bank(shape: Shape, recovered: Mapping[str, Tensor]) -> dict[str, Stamp]:
-    """Triggers of all kinds, by name. recovered: patterns that a scan of the transfer set found, (C, H, W), signed."""
+    """Patches and sinusoids that change something, by name, and what a scan of the transfer set found.
+
+    recovered: its patterns, (C, H, W), signed.
+    """
     side = min(shape[1:])
     found: dict[str, Stamp] = {}
     sizes = sorted({max(1, round(share * side)) for share in SHARES_OF_SIDE})
@@ -72,7 +75,8 @@ def bank(shape: Shape, recovered: Mapping[str, Tensor]) -> dict[str, Stamp]:
     for (name, pattern_of), loudness in product(recovered.items(), LOUDNESS):
         scaled = pattern_of * (loudness / max(float(pattern_of.abs().max()), 1e-12))
         found[f"what suspicious images of {name!r} share, ± {loudness:g}"] = Stamp(torch.ones(shape), scaled)
-    return found
+    half = torch.full(shape, 0.5)
+    return {name: stamp for name, stamp in found.items() if bool((stamp(half) - half).abs().max() > 1 / 255)}
 
 
 def react(
@@ -105,12 +109,9 @@ def _guesses(model: nn.Module, images: ImageSet, runtime: Runtime) -> np.ndarray
 
 def _towards(name: str, target: int, plain: Sequence[np.ndarray], said: Sequence[np.ndarray]) -> Reaction:
     """plain, said: of the student, its teacher, and clean students."""
-    rows = (plain[0] != target) & (plain[1] != target)
-    hits, expected = said[0][rows] == target, said[1][rows] == target
-    usual = -1.0
-    for before, after in zip(plain[2:], said[2:], strict=True):
-        others = (before != target) & (plain[1] != target)
-        if others.any():
-            usual = max(usual, float((after[others] == target).mean() - (said[1][others] == target).mean()))
-    p = measures.mcnemar(hits, expected) if rows.any() else 1.0
+    rows = np.logical_and.reduce([guesses != target for guesses in plain])
+    hits, expected, *clean = (guesses[rows] == target for guesses in said)
+    n = max(1, int(rows.sum()))
+    usual = max((int(one.sum()) - int(expected.sum())) / n for one in clean)
+    p = max(measures.mcnemar(hits, other) if hits.sum() > other.sum() else 1.0 for other in (expected, *clean))
     return Reaction(name, target, int(hits.sum()), int(expected.sum()), int(rows.sum()), usual, p)

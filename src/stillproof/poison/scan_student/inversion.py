@@ -41,7 +41,7 @@ ALIKE = 0.01
 """Share of the median that the MAD is at least, or sizes that are all but equal would have outliers."""
 
 MOMENTA = (0.5, 0.9)
-"""Adam's, as in Neural Cleanse's code: with the usual ones a mask is still several times as large after 40 epochs."""
+"""Adam's, as in Neural Cleanse's code: with the usual ones a mask of few steps is larger."""
 
 GREY = 0.3
 """Standard deviation of the noise, before the tanh, that a grey pattern starts with."""

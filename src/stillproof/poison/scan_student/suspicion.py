@@ -5,11 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stillproof.poison.scan_student.inversion import outliers
+
 LEAST_GAP = 0.5
 """Of the student's rate over its teacher's, for a change to be a backdoor's."""
 
 ODD = 2.0
 """Anomaly index of a mask's size beyond which it is an outlier (Wang et al. 2019)."""
+
+SMALLER = 0.5
+"""Share of the smallest mask that does the same to a clean student."""
 
 BEYOND = 0.1
 """By how much a bounded change must do more than any does to a clean student."""
@@ -35,19 +40,24 @@ class Sought:
         return self.student - self.teacher
 
 
-def backdoored(sought: Sequence[Sought], indices: Sequence[float]) -> list[Sought]:
-    """The changes of the student that a clean one has nothing like. indices: anomaly of each class's mask.
+def backdoored(sought: Sequence[Sought]) -> list[Sought]:
+    """The changes of the student that a clean one has nothing like.
 
-    A mask must be an outlier among the classes, and smaller than any that does this to a clean student; with few
-    classes the second alone. A bounded change has no size: it must do more than any does to a clean student.
+    A mask must be an outlier among the classes', and at most half of any that does this to a clean student for the same
+    class; with few classes the second alone, and there must be such a mask. A bounded change has no size: it must do
+    more than any does to a clean student.
     """
     found: list[Sought] = []
-    masks = [one for one in sought if one.model == "student" and one.family == "mask"]
     clean = [one for one in sought if one.model != "student"]
-    for one, index in zip(masks, indices, strict=True):
-        like = [other.size for other in clean if other.family == "mask" and other.gap >= LEAST_GAP]
-        is_odd = index > ODD or len(masks) < FEWEST_CLASSES
-        if one.gap >= LEAST_GAP and is_odd and one.size < min(like, default=float("inf")):
+    masks = [one for one in sought if one.model == "student" and one.family == "mask" and one.gap >= LEAST_GAP]
+    for one, index in zip(masks, outliers([mask.size for mask in masks]), strict=True):
+        like = [
+            other.size
+            for other in clean
+            if other.family == "mask" and other.target == one.target and other.gap >= LEAST_GAP
+        ]
+        is_odd = index > ODD if len(masks) >= FEWEST_CLASSES else bool(like)
+        if is_odd and one.size <= SMALLER * min(like, default=float("inf")):
             found.append(one)
     usual = max((other.gap for other in clean if other.family == "bounded"), default=0.0)
     found += [
