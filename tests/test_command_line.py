@@ -54,7 +54,7 @@ def test_help_needs_no_torch_and_no_numpy() -> None:
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    for verb in ("steal", "harden", "distill", "audit", "demo", "report", "resume", "list", "doctor"):
+    for verb in ("steal", "harden", "distill", "audit", "poison", "scan", "demo", "report", "resume", "list", "doctor"):
         assert verb in done.stdout
 
 
@@ -327,6 +327,15 @@ def test_a_reader_who_leaves_early_changes_nothing() -> None:
         os.close(writing)
         assert left.returncode == cli.FOUND, left.stderr
         assert "Traceback" not in left.stderr
+
+
+def test_a_reader_of_the_help_may_leave() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "stillproof", "--help"]
+    left = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (left.returncode, left.stderr) == (cli.OK, "")
 
 
 def test_what_user_code_prints_is_no_part_of_the_result() -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
@@ -149,8 +149,11 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line; returns the exit code. Prints one message for whatever is wrong, never a traceback."""
+    only_prints = bool({"--help", "-h", "--version"} & set(arguments))
     try:
-        return int(app.meta(list(arguments), exit_on_error=False, print_error=False) or OK)
+        with _reader_may_leave() if only_prints else nullcontext():
+            return int(app.meta(list(arguments), exit_on_error=False, print_error=False) or OK)
+        return OK
     except StillproofError as error:
         return _complain(type(error).__name__, str(error), USAGE)
     except cyclopts.CycloptsError as error:

@@ -100,9 +100,9 @@ def classes_table(scanned: Scanned, suspicious: np.ndarray) -> Table:
         rows.append([name, int(here.sum()), flagged, measures.share(int(suspicious[here].sum()), int(here.sum()))])
     return Table(
         title="By the class that the teacher sees",
-        columns=["class", "images", "flagged", "reference disagrees"],
+        columns=["class", "images", "flagged", "suspicious by agreement"],
         rows=rows,
-        note="Poison gathers in the class that it is aimed at.",
+        note="Suspicious: p of the agreement at most .05. Poison gathers in the class that it is aimed at.",
     )
 
 

@@ -107,13 +107,7 @@ class Defended:
             name: self._distilled(name, given, views, model, objective, lasting, images, seed)
             for name, given, views, lasting, images in (
                 ("scan", left, 0, epochs, sizes.training),
-                (
-                    "scan and consensus",
-                    {"suspects": self.suspects, "scanned": self.scanned},
-                    VIEWS,
-                    epochs,
-                    sizes.training,
-                ),
+                ("scan and consensus", left, VIEWS, epochs, sizes.training),
                 ("trusted images alone", {"suspects": self.trusted}, 0, longer, sizes.validation),
             )
         }
