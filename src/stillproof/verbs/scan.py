@@ -181,7 +181,7 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
     notes = [] if settings.trusted is not None else [UNVOUCHED]
     shared = scanned.values["shared"]
     if shared:
-        notes.append(f"{shared} images are in the transfer set and in the trusted one: nothing is said of these.")
+        notes.append(f"{shared} images of the transfer set are trusted as well, and taken for clean.")
     return Result(
         verb="scan",
         status=worst(one.status for one in findings),
