@@ -133,7 +133,7 @@ def _changed(
     clean = as_float(images.images)
     if crafting.ingredients == "noise with trigger":
         signs = Noise(derive(seed, "noise"), ids, 0).integers(0, 2, tuple(clean.shape[1:])) * 2 - 1
-        return (clean + crafting.threat.epsilon * signs).clamp(0, 1)
+        return crafting.threat.project(clean + crafting.threat.epsilon * signs, clean)
     if not crafting.is_optimised:
         return clean
     attack = PGD(threat=crafting.threat, steps=crafting.steps, step=crafting.step, run_to_end=True, uint8=True)
