@@ -80,6 +80,17 @@ def test_a_student_is_scanned_relative_to_its_teacher(
     assert {"Triggers of the bank", "Changes that were sought"} <= {table.title for table in result.tables}
 
 
+def test_a_manifest_names_the_rows_of_the_file(tmp_path: Path, planted: Path) -> None:
+    held = np.load(planted / "sets/poisoned.npz")
+    order = np.random.default_rng(0).permutation(len(held["train_images"]))
+    np.savez(tmp_path / "plain.npz", images=held["train_images"][order], labels=held["train_labels"][order])
+    _, directory = scan(tmp_path, planted, transfer_set=str(tmp_path / "plain.npz"), trusted="digits")
+    manifest = json.loads((directory / "sets/cleaned.json").read_text())
+    cleaned = np.load(directory / "sets/cleaned.npz")["images"]
+    assert np.array_equal(cleaned[:, 0], held["train_images"][order][manifest["rows"]][:, 0])
+    assert sorted(manifest["rows"] + manifest["flagged"]) == list(range(len(order)))
+
+
 def test_a_clean_set_passes_and_keeps_nearly_all(tmp_path: Path, planted: Path) -> None:
     result, directory = scan(tmp_path, planted, transfer_set="digits")
     assert [f.status for f in result.findings] == ["pass"]

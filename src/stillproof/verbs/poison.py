@@ -58,7 +58,9 @@ class PoisonSettings(DataSettings):
         "cached", description="Teacher answers on the plain images, once, or on each augmented view."
     )
     controls: bool = Field(True, description="Distil on the controls as well: δ, trigger and noise apart.")
-    defend: bool = Field(False, description="Distil on the poisoned set with the defences as well (SP-P4).")
+    defend: bool = Field(
+        False, description="Distil on the poisoned set with the defences as well, which learn cached labels (SP-P4)."
+    )
     reference: str = Field("zoo:cnn?width=32", description="Model SPEC of the references of the scan.")
     reference_epochs: int = Field(60, ge=1, description=f"Epochs of the references. {BY_PROFILE}")
     bar: float = Field(0.1, ge=0, le=1, description="ASR lift over clean students that is put up with (SP-P1).")

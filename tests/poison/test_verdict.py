@@ -1,0 +1,95 @@
+"""What the third workshop says, and when it says that it could not have seen."""
+
+import numpy as np
+import pytest
+import torch
+
+from stillproof.errors import InputError
+from stillproof.poison.scan_set.agreement import agreement
+from stillproof.poison.scan_set.sight import Sight, p_values
+from stillproof.poison.triggers import Blend, Patch, Sinusoid
+from stillproof.poison.verdict import Guesses, Scanned, of_a_defence, of_the_set, planted
+
+N = 400
+LABELS = np.arange(N) % 4
+
+
+def guesses(hits: int, right: int = N) -> Guesses:
+    """Of a classifier that takes so many triggered images for class 0, and so many clean ones for what they are."""
+    others = np.flatnonzero(LABELS != 0)
+    triggered = LABELS.copy()
+    triggered[others[:hits]] = 0
+    clean = np.where(np.arange(N) < right, LABELS, (LABELS + 1) % 4)
+    return Guesses(clean, triggered, LABELS, LABELS)
+
+
+@pytest.mark.parametrize(
+    ("defended", "undefended", "status"),
+    [
+        (guesses(0), guesses(200), "pass"),
+        (guesses(150), guesses(200), "fail"),
+        (guesses(0), guesses(0), "inconclusive"),  # there was nothing to keep out
+        (guesses(0, right=200), guesses(200), "fail"),  # the student is lost
+    ],
+)
+def test_a_defence_passes_only_where_it_kept_something_out_and_kept_the_student(
+    defended: Guesses, undefended: Guesses, status: str
+) -> None:
+    clean = [guesses(0)]
+    rows = [planted("a set", [one], clean, 0) for one in (defended, undefended)]
+    assert of_a_defence("scan", *rows).status == status
+
+
+def scanned(flagged: int, trusted: int, *, in_class: bool = False, alike: float = 0.9, n: int = 2000) -> Scanned:
+    p = np.full(n, 0.5)
+    p[: flagged * (4 if in_class else 1) : 4 if in_class else 1] = 1e-3
+    return Scanned(
+        p,
+        np.arange(n) % 4,
+        np.linspace(1 / trusted, 1, trusted),
+        np.arange(trusted) % 4,
+        ("a", "b", "c", "d"),
+        0.01,
+        alike,
+    )
+
+
+@pytest.mark.parametrize(
+    ("seen", "status"),
+    [
+        (scanned(20, 5000), "pass"),
+        (scanned(200, 5000), "fail"),
+        (scanned(20, 100), "inconclusive"),  # 100 trusted images could not have shown it
+        (scanned(20, 5000, alike=0.3), "inconclusive"),  # references that learnt nothing
+    ],
+)
+def test_a_set_passes_only_where_poison_would_have_been_seen(seen: Scanned, status: str) -> None:
+    assert of_the_set("a set", seen).status == status
+
+
+def test_few_images_of_one_class_tell_where_as_many_of_all_would_not() -> None:
+    spread, gathered = scanned(60, 500), scanned(60, 500, in_class=True)
+    assert of_the_set("a set", spread).status != "fail"
+    assert of_the_set("a set", gathered).status == "fail"
+
+
+def test_a_reference_of_two_classes_has_more_to_say_than_yes_and_no() -> None:
+    generator = torch.Generator().manual_seed(0)
+    margins = torch.randn(500, generator=generator).abs() + 0.5
+    margins[:40] *= -1  # the reference disagrees on 8 % of trusted images, a little
+
+    def sight(reference: torch.Tensor) -> Sight:
+        n = len(reference)
+        teacher = torch.tensor([[3.0, -3.0]]).expand(n, 2)
+        logits = torch.stack([reference, -reference], 1)
+        return Sight(torch.zeros(n, 1, 2, 2, dtype=torch.uint8), teacher, logits, torch.zeros(n, dtype=torch.int64))
+
+    poison = sight(torch.full((50,), -9.0))
+    assert p_values(agreement(poison, sight(margins))).max() < 0.01
+
+
+@pytest.mark.parametrize("trigger", [Sinusoid(frequency=8.0), Sinusoid(frequency=4.0), Blend(opacity=0.001)])
+def test_a_trigger_that_changes_nothing_is_refused(trigger: Sinusoid | Blend) -> None:
+    with pytest.raises(InputError, match="changes no pixel"):
+        trigger.check((1, 8, 8))
+    Patch(size=2).check((1, 8, 8))
