@@ -7,7 +7,8 @@ names a checkout of the original AutoAttack, its APGD runs too.
 Every contestant gets the same images and labels and gives images back; what is adversarial is then judged in fp32 on
 the original classifier, and distances are measured, by one function for all. Contestants take turns, in an order that
 rotates, three times (STILLPROOF_ROUNDS), each with a seed of its own; times are medians, strengths means. All in one
-process.
+process. With one thread (one core) times are seconds of CPU, which another program does not lengthen; with more
+they are seconds of the clock. Whoever has no result after STILLPROOF_LIMIT seconds (600) is left out.
 
 - ball: PGD-40 and APGD-100, Linf 8/255, 500 images, three classifiers.
 - minimal: FMN and DDN, 100 steps; C&W at 5 x 200. patient: C&W at 9 x 1000. 100 images.
@@ -20,11 +21,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +53,7 @@ from stillproof.core.runtime import Runtime
 EPSILON, STEP = 8 / 255, 2 / 255
 IMAGES, FEW = 500, 100
 ROUNDS = int(os.environ.get("STILLPROOF_ROUNDS", "3"))
+LIMIT = int(os.environ.get("STILLPROOF_LIMIT", "600"))
 
 Contestant = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
 """(classifier, images, labels, seed) -> adversarial images. Whoever takes no seed has torch's and NumPy's."""
@@ -243,8 +247,28 @@ def budgeted(contest: Contest, model: nn.Module, images: Tensor, labels: Tensor)
     return replace(contest, ours=replace(contest.ours, queries=counting.asked // len(images)))
 
 
-def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str]) -> None:
+class TooLongError(Exception):
+    """A contestant had no result when its time was up."""
+
+
+@contextmanager
+def time_limit() -> Iterator[None]:
+    """Raise TooLongError in here when it takes too long."""
+
+    def stop(_signal: int, _frame: object) -> None:
+        raise TooLongError
+
+    signal.signal(signal.SIGALRM, stop)
+    signal.alarm(LIMIT)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+
+
+def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str], left_out: dict[str, str]) -> None:
     """Let all contestants have a go, in turn, and record."""
+    clock = time.process_time if runtime.threads == 1 else time.perf_counter
     images, labels = of.some(contest.images)
     for name in names:
         model = of.classifiers[name].eval()
@@ -256,13 +280,19 @@ def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str]) ->
             for entry in order:
                 torch.manual_seed(seed)
                 np.random.seed(seed)
-                began = time.perf_counter()
-                found = entries[entry](model, images.clone(), labels.clone(), seed)
-                times[entry].append(time.perf_counter() - began)
+                began = clock()
+                try:
+                    with time_limit():
+                        found = entries[entry](model, images.clone(), labels.clone(), seed)
+                except TooLongError:
+                    left_out[f"{contest.name}, {name}, {entry}"] = f"no result after {LIMIT} s"
+                    del entries[entry]
+                    continue
+                times[entry].append(clock() - began)
                 strength[entry].append(judged(model, found, images, labels, contest))
                 print(f"  {contest.name}, {name}, {entry}: {times[entry][-1]:.1f} s, {strength[entry][-1]}", flush=True)
-            order = order[1:] + order[:1]
-        medians = {entry: statistics.median(values) for entry, values in times.items()}
+            order = [entry for entry in order[1:] + order[:1] if entry in entries]
+        medians = {entry: statistics.median(times[entry]) for entry in entries}
         table = {
             entry: {
                 **{key: mean([found[key] for found in strength[entry]]) for key in strength[entry][0]},
@@ -272,15 +302,27 @@ def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str]) ->
             }
             for entry in entries
         }
-        record("attacks", **{f"{contest.name}, {name}": {"images": len(images), "rounds": ROUNDS, **table}})
+        record(
+            "attacks",
+            **{
+                f"{contest.name}, {name}": {
+                    "images": len(images),
+                    "rounds": ROUNDS,
+                    "threads": runtime.threads,
+                    **table,
+                }
+            },
+        )
 
 
 def bare_passes(model: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime, steps: int) -> float:
-    """Seconds of forward and input-backward passes of the prepared classifier, and nothing else."""
+    """Seconds of forward and input-backward passes of the prepared classifier, in the attack's batches, and no more."""
+    at_once = runtime.images_at_once
     with frozen(model, images, runtime) as prepared:
         began = time.perf_counter()
-        for _ in range(steps):
-            prepared.slope(images, lambda logits: cross_entropy(logits, labels))
+        for some, known in zip(images.split(at_once), labels.split(at_once), strict=True):
+            for _ in range(steps):
+                prepared.slope(some, lambda logits, known=known: cross_entropy(logits, known))  # type: ignore[misc]
         return time.perf_counter() - began
 
 
@@ -349,7 +391,7 @@ def main() -> None:
         else:
             names = list(of.classifiers) if part == "ball" else ["undefended", "distilled"]
             for contest in contests(part, left_out):
-                compete(contest, of, runtime, names)
+                compete(contest, of, runtime, names, left_out)
     record("attacks", left_out=left_out)
 
 

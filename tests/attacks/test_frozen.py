@@ -49,6 +49,9 @@ def test_what_can_be_folded_is_folded_and_the_answers_stay(name: str, left: int)
         difference = (prepared.answer(IMAGES) - expected).abs().max()
         assert difference < 0.05 * (expected - expected.mean(1, keepdim=True)).abs().max()
         assert torch.equal(prepared.judge(IMAGES), model(IMAGES))
+        wide = prepared.in_fp32()  # what HopSkipJump asks: folded, but not narrow
+        assert (wide.fast is not wide.exact) == (prepared.folded > 0)
+        assert torch.allclose(wide.answer(IMAGES), expected, atol=1e-3 * float(expected.abs().max()))
 
 
 def test_the_gradient_is_that_of_the_original() -> None:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from stillproof.attacks.losses import cross_entropy, margin
+from stillproof.attacks.losses import cross_entropy, log_odds, margin
 from stillproof.attacks.threats import L2, Linf, parse_threat
 from stillproof.core.noise import Noise
 from stillproof.errors import InputError
@@ -61,6 +61,25 @@ def test_the_margin_is_positive_exactly_where_the_image_is_misclassified(classes
     assert torch.equal(found > 0, logits.argmax(1) != labels)
     for row, label, value in zip(logits.tolist(), labels.tolist(), found.tolist(), strict=True):
         assert value == pytest.approx(max(v for j, v in enumerate(row) if j != label) - row[label], abs=1e-5)
+
+
+@given(st.integers(2, 12), st.booleans(), st.integers(0, 999))
+def test_the_log_odds_rise_with_cross_entropy_and_have_its_direction(classes: int, targeted: bool, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(6, classes, generator=generator, dtype=torch.float64).requires_grad_()
+    labels = torch.randint(classes, (6,), generator=generator)
+    target = (labels + 1) % classes if targeted else None
+    odds, entropy = log_odds(logits, labels, target), cross_entropy(logits, labels, target)
+    expected = -torch.log1p(torch.exp(-odds)) if targeted else torch.log1p(torch.exp(odds))
+    assert torch.allclose(entropy, expected)
+    one, other = (torch.autograd.grad(loss.sum(), logits, retain_graph=True)[0] for loss in (odds, entropy))
+    assert torch.allclose(one / one.norm(dim=1, keepdim=True), other / other.norm(dim=1, keepdim=True))
+
+
+def test_the_log_odds_are_alive_where_the_softmax_saturates() -> None:
+    logits = torch.tensor([[300.0, 0.0, -50.0]], requires_grad=True)
+    (gradient,) = torch.autograd.grad(log_odds(logits, torch.tensor([0])).sum(), logits)
+    assert torch.allclose(gradient, torch.tensor([[-1.0, 1.0, 0.0]]))
 
 
 def test_cross_entropy_vanishes_in_float32_where_the_margin_does_not() -> None:

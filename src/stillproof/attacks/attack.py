@@ -18,16 +18,19 @@ from stillproof.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Attack(ABC):
-    """batch_size: images at once; uint8: hand back images of 8 bits, and let only what is adversarial there succeed."""
+    """batch_size: images at once (None: as suits the device).
+
+    uint8: hand back images of 8 bits, and let only what is adversarial there succeed.
+    """
 
     needs_gradients: ClassVar[bool] = True
     samples: ClassVar[int] = 1
 
-    batch_size: int = 512
+    batch_size: int | None = None
     uint8: bool = False
 
     def __post_init__(self) -> None:
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise InputError(f"{self} cannot run.", "Give a batch size of 1 or more.")
 
     def __call__(
@@ -61,11 +64,12 @@ class Attack(ABC):
             images, labels, *rest = (tensor.clone() if tensor.is_inference() else tensor.detach() for tensor in given)
             target = None if target is None else rest[0]
             ids = torch.arange(len(images)) if ids is None else rest[-1]
+            runtime = runtime or Runtime.choose()
             return in_batches(
                 classifier,
                 Task(images, labels, target, ids, uint8=self.uint8),
-                self.batch_size,
-                runtime or Runtime.choose(),
+                self.batch_size or runtime.images_at_once,
+                runtime,
                 lambda model, task: self.attack(model.averaged(self.samples), task, seed),
                 through,
             )

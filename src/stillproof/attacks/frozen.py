@@ -59,6 +59,8 @@ class Frozen:
     exact: Classifier
     fast: Classifier
     runtime: Runtime
+    full: Classifier | None = None
+    """That copy in fp32, where norms were folded in it."""
     folded: int = 0
     is_random: bool = False
     draws: int = 1
@@ -75,6 +77,10 @@ class Frozen:
     def strict(self) -> Frozen:
         """The original alone, in fp32."""
         return replace(self, fast=self.exact, runtime=replace(self.runtime, precision="fp32"), folded=0)
+
+    def in_fp32(self) -> Frozen:
+        """The same, climbing or asking in fp32 too."""
+        return replace(self, fast=self.full or self.exact, runtime=replace(self.runtime, precision="fp32"))
 
     def through(self, other: Frozen) -> Frozen:
         """Climbing on the other's copy, judged by this one's original."""
@@ -226,8 +232,8 @@ def _prepared(classifier: nn.Module, probe: Tensor, runtime: Runtime) -> Frozen:
     if runtime.precision == "bf16":
         narrow = _copied(replace(plain, fast=copy), expected, probe, runtime)
         if narrow is not None:
-            return replace(plain, fast=narrow[0], runtime=runtime, folded=folded)
-    return replace(plain, fast=copy, folded=folded) if folded else plain
+            return replace(plain, fast=narrow[0], full=copy if folded else None, runtime=runtime, folded=folded)
+    return replace(plain, fast=copy, full=copy, folded=folded) if folded else plain
 
 
 def _copied(

@@ -53,11 +53,11 @@ class HopSkipJump(QueryAttack):
                 f"images of shape {tuple(task.origin.shape[1:])}, and starts of {tuple(self.starts.shape[1:])}.",
                 "Start from images of the same shape.",
             )
-        strict = model.strict()  # its bisection ends below what half precision can tell apart
-        record = Record(strict, task, NORMS[self.norm], "nearest", queries=self.queries)
+        model = model.in_fp32()  # its bisection ends below what half precision can tell apart
+        record = Record(model, task, NORMS[self.norm], "nearest", queries=self.queries)
         rows = record.open()
         if len(rows):
-            _Walk(strict, record, rows, self, derive(seed, "hop skip jump")).go()
+            _Walk(model, record, rows, self, derive(seed, "hop skip jump")).go()
         return record.result()
 
 
@@ -170,7 +170,7 @@ class _Walk:
         total = torch.zeros_like(self.origin[which])
         changes = torch.zeros_like(total)
         fallen = torch.zeros(len(which), device=total.device)
-        at_once = max(1, self.settings.batch_size // len(which))
+        at_once = max(1, (self.settings.batch_size or self.model.runtime.images_at_once) // len(which))
         for first in range(0, evaluations, at_once):
             samples = range(first, min(first + at_once, evaluations))
             images, changes_here = zip(*(self._near(which, width, number, one) for one in samples), strict=True)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from stillproof.errors import InputError, nearest
 
-LossName = Literal["cross-entropy", "margin", "dlr", "standardised"]
+LossName = Literal["cross-entropy", "log-odds", "margin", "dlr", "standardised"]
 
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -26,6 +26,18 @@ def cross_entropy(logits: Tensor, labels: Tensor, target: Tensor | None = None) 
     if target is None:
         return F.cross_entropy(logits, labels, reduction="none")
     return -F.cross_entropy(logits, target, reduction="none")
+
+
+def log_odds(logits: Tensor, labels: Tensor, target: Tensor | None = None) -> Tensor:
+    """log Σ_{j≠y} exp z_j − z_y, or z_t − log Σ_{j≠t} exp z_j: the odds of a wrong class, or of the target.
+
+    It rises with the cross-entropy, log(1 + odds), and has its gradient but for a factor that is positive and the same
+    for all pixels, so that a step of fixed length is the same; but it does not vanish where the softmax saturates.
+    """
+    wanted = labels if target is None else target
+    own = logits.gather(1, wanted[:, None])[:, 0]
+    others = logits.scatter(1, wanted[:, None], -torch.inf).logsumexp(dim=1)
+    return others - own if target is None else own - others
 
 
 def margin(logits: Tensor, labels: Tensor, target: Tensor | None = None, *, confidence: float = math.inf) -> Tensor:
@@ -83,6 +95,7 @@ def loss_of(named: LossName | Loss) -> Loss:
 
 LOSSES: Mapping[LossName, Loss] = {
     "cross-entropy": cross_entropy,
+    "log-odds": log_odds,
     "margin": margin,
     "dlr": dlr,
     "standardised": standardised,

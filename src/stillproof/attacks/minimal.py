@@ -106,7 +106,8 @@ class _Boundary(State):
 class DDN(GradientAttack):
     """Decoupled direction and norm: steps along the gradient, put back on a sphere that grows or shrinks by γ.
 
-    The paper ascends the cross-entropy, whose gradient a distilled model does not have; the default is the margin.
+    The paper ascends the cross-entropy, whose gradient a distilled model does not have; the log odds have the same
+    direction everywhere.
     Source: Rony et al. 2019, arXiv 1811.09600.
     """
 
@@ -115,7 +116,7 @@ class DDN(GradientAttack):
     radius: float = 1.0
     length: float = 1.0
     last_length: float = 0.01
-    loss: LossName = "margin"
+    loss: LossName = "log-odds"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -141,7 +141,7 @@ def adversarial_twins(context: Context, victim: Artefact, data: Artefact, *, att
     labels = training.known_labels()
     twins = context.allocate(TWIN, tuple(training.images.shape))
     fooled, forwards, backwards = 0, 0, 0
-    for rows in batches(len(training), attack.batch_size):
+    for rows in batches(len(training), context.runtime.images_at_once):
         found = attack(
             classifier,
             as_float(training.images[rows]),
