@@ -33,6 +33,8 @@ from stillproof.core.store import Artefact
 from stillproof.findings import Table
 from stillproof.poison.account import area_under_curve
 from stillproof.poison.codec import Codec
+from stillproof.poison.further_scanning import FURTHER
+from stillproof.poison.pipeline import Looking
 from stillproof.poison.scan_set.sight import p_values
 from stillproof.poison.scanning import scan_set, scores_of
 from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings
@@ -114,9 +116,16 @@ def scan(place: str, runtime: Runtime) -> None:
     for rate in RATES:
         for trigger in TRIGGERS:
             stages = planned(settings(place, trigger, rate), runtime)
-            values = executed({name: stages[name] for name in ("scan", "poison/crafted")}, runtime)
+            reads = stages["scan"].inputs
+            given = settings(place, trigger, rate)
+            looking = Looking(given.reference, given.reference_epochs, FALSE_ALARMS, given.seed)
+            sets = {name: reads[name] for name in ("teacher", "suspects", "trusted")}
+            further = looking.further(*sets.values(), FURTHER, images=LIMIT, known=LIMIT // 10)  # type: ignore[arg-type]
+            wanted = {"scan": stages["scan"], "poison/crafted": stages["poison/crafted"], "further": further}
+            values = executed(wanted, runtime)
             crafted = values["poison/crafted"].tensors["said"].argmax(1) == 1
-            row = {"crafted": float(crafted.double().mean())} | detection(values["scan"], len(crafted))
+            row = {"crafted": float(crafted.double().mean())}
+            row |= detection(values["scan"], len(crafted)) | detection(values["further"], len(crafted))
             p = p_values(scores_of(values["scan"])["combined"])[-len(crafted) :]
             row["found of what deceives the teacher"] = float((p[crafted.numpy()] <= FALSE_ALARMS).mean())
             print(f"  {trigger}, {rate:.0%}: {row}", flush=True)

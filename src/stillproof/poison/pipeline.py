@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -12,8 +13,10 @@ from stillproof.core.distillation import Objective
 from stillproof.core.noise import derive
 from stillproof.core.plan import Stage, stage
 from stillproof.core.training import Recipe
+from stillproof.poison.further_scanning import OF_A_PROBE, OF_VIEWS, scan_further, train_probe, view
 from stillproof.poison.resistant import Unlearning
 from stillproof.poison.resisting import VIEWS, assemble, distil_on_the_rest, unlearn, vouched
+from stillproof.poison.scan_set.stability import VIEWS as VIEWED
 from stillproof.poison.scanning import REFERENCES, scan_set, train_reference
 
 DEFENCES = ("scan", "scan and consensus", "unlearning")
@@ -26,6 +29,8 @@ LEFT_OUT = 0.05
 """Rate of false alarms at which a defence leaves images out: some clean ones less cost little, some poison much."""
 
 UNLEARNING_EPOCHS = 8
+
+PROBE_EPOCHS = 8
 
 TUNING_RATE = 0.05
 """Peak rate of fine-tuning: half of training's."""
@@ -65,6 +70,35 @@ class Looking:
             trusted=trusted,
             references=references,
             false_alarms=self.false_alarms,
+        )
+
+    def further(
+        self, teacher: Stage, suspects: Stage, trusted: Stage, names: Sequence[str], *, images: int, known: int
+    ) -> Stage:
+        """The stage of further scanners (see `further_scanning`), with what they read."""
+        sets: dict[str, Any] = {"teacher": teacher, "suspects": suspects, "trusted": trusted}
+        read: dict[str, Any] = {}
+        if set(names) & set(OF_VIEWS):
+            passes = (1 + len(VIEWED)) * (images + known)
+            read["views"] = stage(view, "look at views", passes=passes, seed=derive(self.seed, "views"), **sets)
+        if set(names) & set(OF_A_PROBE):
+            read["probe"] = stage(
+                train_probe,
+                "train a probe on both sets",
+                passes=3 * PROBE_EPOCHS * (images + known),
+                model=Model(self.reference),
+                recipe=Recipe.standard(PROBE_EPOCHS),
+                seed=derive(self.seed, "probe"),
+                **sets,
+            )
+        return stage(
+            scan_further,
+            "ask further scanners",
+            suspects=suspects,
+            trusted=trusted,
+            names=tuple(names),
+            seed=derive(self.seed, "further"),
+            **read,
         )
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from pydantic import Field
+from cyclopts import Parameter
+from pydantic import Field, field_validator
 
 from stillproof.findings import Finding, Result, worst
 from stillproof.verbs import Verb
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from stillproof.core.store import Artefact
     from stillproof.poison.verdict import Scanned
     from stillproof.runs.image_sets import WrittenSet
+
+Listed = Parameter(negative="", consume_multiple=False)
 
 FALSE_ALARMS = 0.01
 """At which a verdict is given, unless the user asks for another."""
@@ -49,8 +52,17 @@ class ScanSettings(VerbSettings):
         None, description="Model SPEC, with weights, of a student to scan for a backdoor, relative to its teacher."
     )
     inversion_epochs: int = Field(20, ge=1, description=f"Epochs of the search for a student's trigger. {BY_PROFILE}")
+    also: Annotated[tuple[str, ...], Listed] = Field(
+        (),
+        description="Further scanners to report beside, without a say in the verdict: stability, two-groups, … or all.",
+    )
     false_alarms: float = Field(FALSE_ALARMS, gt=0, lt=0.5, description="Share of clean images that may be flagged.")
     epochs: int = Field(60, ge=1, description=f"Epochs of the references. {BY_PROFILE}")
+
+    @field_validator("also", mode="before")
+    @classmethod
+    def _no_null(cls, given: object) -> object:
+        return () if given is None else given
 
 
 def plan(settings: ScanSettings, runtime: Runtime) -> Plan:
@@ -115,6 +127,7 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     from stillproof.core.plan import stage
     from stillproof.core.sources import open_source
     from stillproof.errors import InputError
+    from stillproof.poison.further_scanning import further_named
     from stillproof.poison.pipeline import Looking
     from stillproof.poison.scanning import bring_for, compare_sets, load_set
 
@@ -140,7 +153,11 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     master = stage(bring_for, "look at the teacher", trusted=trusted, model=teacher)
     looking = Looking(settings.reference, settings.epochs, settings.false_alarms, settings.seed)
     scanned = looking.stage(master, suspects, trusted, images=facts.train, known=known)
-    return {"compared": compared, "suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}
+    found = {"compared": compared, "suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}
+    names = further_named([part for text in settings.also for part in text.split(",") if part])
+    if names:
+        found["further"] = looking.further(master, suspects, trusted, names, images=facts.train, known=known)
+    return found
 
 
 def scanned_of(values: Mapping[str, Artefact], rate: float | None = None) -> Scanned:
@@ -168,6 +185,7 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
 
     scanned, suspects = values["scan"], set_of(values["suspects"])
     rate = settings.false_alarms
+    further = scores_of(values["further"]) if "further" in values else {}
     scores, found, said = scores_of(scanned), scanned_of(values, rate), finding(settings, values, rate)
     rows = values["suspects"].tensors["rows"].numpy()
     findings, tables = [said], []
@@ -190,7 +208,7 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
         notes=notes,
         findings=findings,
         tables=[
-            account.scanners_table(scores, settings.false_alarms),
+            account.scanners_table(scores | further, settings.false_alarms),
             account.classes_table(found, scanned.tensors["suspicious"].numpy()),
             account.flagged_table(found, scanned.tensors["p"].numpy(), scores, rows),
             *tables,
