@@ -41,6 +41,13 @@ def test_a_clean_teachers_student_is_backdoored_by_poison_and_not_by_its_control
     assert len(result.images) == 4
 
 
+def test_a_pruned_copy_of_the_teacher_is_backdoored_as_well(tmp_path: Path) -> None:
+    result = run(tmp_path, student=None, compress="prune?share=0.9", epochs=20, controls=False, seeds=1)
+    assert result.findings[0].subject.startswith("prune?share=0.9 on")
+    assert result.findings[0].measurements["ASR"].value > 0.15  # type: ignore[operator]
+    assert result.tables[0].rows[1][4].value > 0.9  # type: ignore[union-attr]
+
+
 def test_poison_that_deceives_nobody_shows_nothing(tmp_path: Path) -> None:
     result = run(tmp_path, epochs=12, threat="linf:0.01", trigger="patch?size=2", controls=False, seeds=1)
     assert result.findings[0].status == "inconclusive"
@@ -54,6 +61,10 @@ def test_poison_that_deceives_nobody_shows_nothing(tmp_path: Path) -> None:
         ({"trigger": "star"}, "no trigger named"),
         ({"codec": "gif"}, "no codec"),
         ({"threat": "linf:x"}, "linf"),
+        ({"compress": "prune"}, "both are given"),
+        ({"student": None}, "neither is given"),
+        ({"student": None, "compress": "prune", "defend": True}, "without defences"),
+        ({"student": None, "compress": "squeeze"}, "no compression named"),
     ],
 )
 def test_what_cannot_be_planned_is_one_clear_error(given: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from pydantic import TypeAdapter, ValidationError
 from stillproof.core.spec import Spec, file_digest
 from stillproof.errors import InputError, StillproofError, nearest
 
-Kind = Literal["source", "model", "objective", "attack", "thief", "hardening", "trigger"]
+Kind = Literal["source", "model", "objective", "attack", "thief", "hardening", "trigger", "compression"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "source": {
@@ -73,6 +73,10 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "sinusoid": "stillproof.poison.triggers:Sinusoid",
         "picture": "stillproof.poison.triggers:PictureFile",
         "moving-patch": "stillproof.poison.triggers:MovingPatch",
+    },
+    "compression": {
+        "prune": "stillproof.core.compression:Prune",
+        "int8": "stillproof.core.compression:Int8",
     },
 }
 

@@ -13,10 +13,12 @@ from torch import Tensor, nn
 from stillproof.core.adapters import FromProbabilities, inner
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model, admit, predict
+from stillproof.core.compression import CALIBRATED_ON, Compression, Quantised
 from stillproof.core.distillation import TEACHER, CrossEntropy, Objective, OnlineTeacher
 from stillproof.core.feature_distillation import FeatureObjective
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.measurement import Cost
+from stillproof.core.noise import derive, permutation
 from stillproof.core.plan import Context, Stage, job, stage
 from stillproof.core.store import Artefact
 from stillproof.core.training import Fit, Recipe, fit
@@ -27,6 +29,9 @@ Part = Literal["test", "validation"]
 
 STATE = "state."
 """What the names of a classifier's weights begin with in an artefact."""
+
+CALIBRATION = "calibration"
+"""Images, uint8, (n, C, H, W), of an artefact whose classifier is deployed in INT8: they set its ranges."""
 
 
 @job(version=2)
@@ -135,10 +140,7 @@ def distil(
     transfer set.
     """
     parts = carve(data)
-    transfer = parts.training
-    if added is not None:
-        more = ImageSet(added.tensors["images"], added.tensors["labels"], transfer.classes, "the added images")
-        transfer = transfer.with_more(more)
+    transfer = _with_added(parts.training, added)
     master = classifier_of(teacher, context)
     student = fresh_student(transfer, model, seed)
     columns: dict[str, Tensor] = {}
@@ -164,6 +166,54 @@ def distil(
     asked = trained.forwards if not columns else len(transfer)
     made = trained_artefact(student, trained, model, transfer)
     return replace(made, cost=made.cost + Cost(forwards=asked))
+
+
+def _with_added(transfer: ImageSet, added: Artefact | None) -> ImageSet:
+    if added is None:
+        return transfer
+    more = ImageSet(added.tensors["images"], added.tensors["labels"], transfer.classes, "the added images")
+    return transfer.with_more(more)
+
+
+@job(version=1)
+def compress(
+    context: Context,
+    teacher: Artefact,
+    data: Artefact,
+    added: Artefact | None = None,
+    *,
+    compression: Compression,
+    objective: Objective,
+    recipe: Recipe,
+    seed: int,
+) -> Artefact:
+    """The teacher made smaller, and tuned by distillation from the teacher on the transfer set, cached answers.
+
+    added: as for `distil`. Where it is quantised, its artefact holds the tuned weights and the images that set the
+    ranges, and `classifier_of` makes the same INT8 classifier of them every time.
+    """
+    parts = carve(data)
+    transfer = _with_added(parts.training, added)
+    master, student = classifier_of(teacher, context), classifier_of(teacher, context)
+    compression.begin(student)
+    answers = predict(master, transfer, context.runtime)
+    trained = train(
+        context,
+        student,
+        transfer,
+        objective,
+        recipe=recipe,
+        seed=seed,
+        columns={TEACHER: answers},
+        validation=parts.validation,
+    )
+    compression.end(student)
+    made = trained_artefact(student, trained, model_of(teacher, context), transfer, compression=compression.title)
+    tensors = made.tensors
+    if compression.quantises:
+        some = permutation(len(transfer), derive(seed, "calibration"))[:CALIBRATED_ON]
+        tensors = {**tensors, CALIBRATION: transfer.images[some]}
+    return Artefact(made.values, tensors, made.cost + Cost(forwards=len(transfer)))
 
 
 def train_fresh(
@@ -276,6 +326,8 @@ def classifier_of(artefact: Artefact, context: Context) -> nn.Module:
     channels, height, width = values["shape"]
     model = model_of(artefact, context).build((channels, height, width), len(values["classes"]))
     load_state(inner(model), weights_of(artefact), values["spec"])
+    if CALIBRATION in artefact.tensors:
+        model = Quantised(model, as_float(artefact.tensors[CALIBRATION])).eval()
     return FromProbabilities(model).eval() if values["outputs"] == "probabilities" else model
 
 

@@ -36,6 +36,11 @@ TUNING_RATE = 0.05
 """Peak rate of fine-tuning: half of training's."""
 
 
+def tuning(epochs: int) -> Recipe:
+    """The recipe of a classifier that is trained already."""
+    return replace(Recipe.standard(epochs), learning_rate=TUNING_RATE, orthogonal_rate=TUNING_RATE / 5)
+
+
 @dataclass(frozen=True, slots=True)
 class Looking:
     """How a transfer set is scanned: the references' model and epochs, the rate of false alarms, the seed."""
@@ -184,6 +189,6 @@ class Defended:
             student=student,
             trusted=self.trusted,
             settings=settings,
-            recipe=replace(Recipe.standard(epochs), learning_rate=TUNING_RATE, orthogonal_rate=TUNING_RATE / 5),
+            recipe=tuning(epochs),
             seed=seed,
         )

@@ -13,6 +13,7 @@ from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profil
 
 if TYPE_CHECKING:
     from stillproof.core.carving import Data
+    from stillproof.core.compression import Compression
     from stillproof.core.plan import Plan, Stage
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
@@ -40,7 +41,12 @@ class PoisonSettings(DataSettings):
     )
 
     teacher: str = Field(..., description="Model SPEC of the clean teacher; without weights it is trained first.")
-    student: str = Field(..., description="Model SPEC of the student.")
+    student: str | None = Field(None, description="Model SPEC of the student; or give --compress.")
+    compress: str | None = Field(
+        None,
+        description="Compression SPEC: prune?share=0.8, int8. The student is then the teacher, made smaller and tuned "
+        "on the transfer set.",
+    )
     rate: float = Field(0.05, gt=0, lt=0.5, description="Share of the whole transfer set that is poison.")
     trigger: str = Field("patch", description="Trigger SPEC: patch?size=3, blend, sinusoid, moving-patch, picture.")
     target: int = Field(0, ge=0, description="The class that the trigger is to call forth, by its number.")
@@ -86,11 +92,12 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
     from stillproof.core.plan import Plan, stage
     from stillproof.core.plugins import build
     from stillproof.core.spec import Spec
-    from stillproof.core.stages import classifier_stage, distil
+    from stillproof.core.stages import classifier_stage, compress, distil
     from stillproof.core.training import Recipe
-    from stillproof.poison.pipeline import LEFT_OUT, Defended, Looking
+    from stillproof.poison.pipeline import LEFT_OUT, Defended, Looking, tuning
     from stillproof.poison.stages import added_for, craft_poison, measure_backdoor
 
+    compression = _compression(settings)
     data = data_stage(settings.data, settings.limit)
     crafting = _crafting(settings, data)
     recipe = Recipe.standard(settings.epochs)
@@ -122,18 +129,32 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
             )
         for mode in settings.modes:
             for seed in settings.students:
-                measured[f"{name}/{mode}/{seed}"] = outputs[f"{name}/{mode}/{seed}/model"] = stage(
-                    distil,
-                    f"distil on {name}, {mode} labels, seed {seed}",
-                    passes=(data.sizes.training + added) * (4 if mode == "online" else 3) * settings.epochs,
-                    teacher=teacher,
-                    data=data.stage,
-                    model=Model(settings.student),
-                    objective=objective,
-                    online=mode == "online",
-                    recipe=recipe,
-                    seed=derive(seed, "student"),
+                distilling: dict[str, Any] = {
+                    "passes": (data.sizes.training + added) * (4 if mode == "online" else 3) * settings.epochs,
+                    "teacher": teacher,
+                    "data": data.stage,
+                    "objective": objective,
+                    "seed": derive(seed, "student"),
                     **given,
+                }
+                made_of = f"{name}, {mode} labels, seed {seed}"
+                measured[f"{name}/{mode}/{seed}"] = outputs[f"{name}/{mode}/{seed}/model"] = (
+                    stage(
+                        distil,
+                        f"distil on {made_of}",
+                        model=Model(str(settings.student)),
+                        online=mode == "online",
+                        recipe=recipe,
+                        **distilling,
+                    )
+                    if compression is None
+                    else stage(
+                        compress,
+                        f"compress, tune on {made_of}",
+                        compression=compression,
+                        recipe=tuning(settings.epochs),
+                        **distilling,
+                    )
                 )
     if settings.defend:
         looking = Looking(settings.reference, settings.reference_epochs, LEFT_OUT, settings.seed)
@@ -143,7 +164,7 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
         for seed in settings.students:
             students = defended.students(
                 outputs[f"{POISON}/{mode}/{seed}/model"],
-                model=Model(settings.student),
+                model=Model(str(settings.student)),
                 objective=objective,
                 epochs=settings.epochs,
                 seed=derive(seed, "student"),
@@ -160,6 +181,28 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
             trigger=trigger,
         )
     return Plan(outputs, runtime)
+
+
+def _compression(settings: PoisonSettings) -> Compression | None:
+    """How the student is made of its teacher, if it is. Raises InputError."""
+    from stillproof.core.plugins import build
+    from stillproof.core.spec import Spec
+    from stillproof.errors import InputError
+
+    if (settings.student is None) == (settings.compress is None):
+        what = "neither is" if settings.student is None else "both are"
+        raise InputError(
+            f"a student is distilled (--student) or made of its teacher (--compress), and {what} given.", "Give one."
+        )
+    if settings.compress is None:
+        return None
+    if settings.defend or settings.label_mode != "cached":
+        raise InputError(
+            "a compressed student is tuned on cached labels, without defences.",
+            "Leave --defend and --label-mode out, or distil another student: --student.",
+        )
+    found: Compression = build("compression", Spec.parse(settings.compress))
+    return found
 
 
 def added_names(settings: PoisonSettings) -> tuple[str, ...]:
@@ -220,7 +263,7 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
         students = {name: [guesses_of(values[f"{name}/{mode}/{seed}"]) for seed in settings.students] for name in names}
         rows = [verdict.planted(name, students[name], students[CLEAN], target) for name in names]
         found[mode] = rows
-        subject = f"{settings.student} on {settings.trigger}, {mode} labels"
+        subject = f"{settings.student or settings.compress} on {settings.trigger}, {mode} labels"
         findings.append(verdict.of_the_pipeline(subject, rows[1], own, crafted[POISON][0], settings.bar))
         tables.append(account.students_table(f"Students, {mode} labels", rows))
     if settings.defend:
@@ -272,11 +315,15 @@ def taken_for(crafted: Artefact, target: int) -> Any:
 
 def models(settings: PoisonSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
     """The teacher, and the first student of the clean and of the poisoned set."""
+    from stillproof.core.stages import CALIBRATION
+
     mode, seed = settings.modes[0], settings.students[0]
-    return {"teacher": values["teacher"]} | {
+    found = {"teacher": values["teacher"]} | {
         f"student-{name}": values[f"{which}/{mode}/{seed}/model"]
         for name, which in (("clean", CLEAN), ("poisoned", POISON))
     }
+    # what is deployed in INT8 is no file of weights
+    return {name: one for name, one in found.items() if CALIBRATION not in one.tensors}
 
 
 def sets(settings: PoisonSettings, values: Mapping[str, Artefact]) -> dict[str, WrittenSet]:

@@ -1,0 +1,146 @@
+"""Making a classifier smaller without another architecture: pruning, and INT8 (torchao, extra `quant`)."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune
+
+from stillproof.errors import InputError
+
+CALIBRATED_ON = 64
+"""Images that the ranges of activations are taken from."""
+
+
+QUIET = ("torchao", "torch.utils._pytree")
+"""What warns, when torchao is imported, of kernels for other devices."""
+
+
+class Compression(Protocol):
+    """A frozen dataclass: what is done to a copy of the teacher before it is tuned, and after."""
+
+    quantises: ClassVar[bool]
+    """Whether what is deployed is the tuned classifier in INT8."""
+
+    @property
+    def title(self) -> str:
+        """How a report calls it."""
+
+    def begin(self, model: nn.Module) -> None:
+        """Before tuning, in place. Raises InputError where the model has nothing to compress."""
+
+    def end(self, model: nn.Module) -> None:
+        """After it, in place: the state dict has the names that it had."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune:
+    """The smallest weights of all convolutions and linear layers together are 0, and stay 0 while the rest is tuned.
+
+    share: of the weights. Source: Han et al. 2015, arXiv 1506.02626.
+    """
+
+    share: float = 0.8
+
+    quantises: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise InputError(f"a share of {self.share:g} cannot be pruned.", "Give a share between 0 and 1.")
+
+    @property
+    def title(self) -> str:
+        return f"pruned by {self.share:.0%}"
+
+    def begin(self, model: nn.Module) -> None:
+        weights = _weights(model)
+        if not weights:
+            raise InputError("the teacher has no convolution or linear layer to prune.", "Compress another model.")
+        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # it flattens weights by view()
+        prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=self.share)
+
+    def end(self, model: nn.Module) -> None:
+        for layer, name in _weights(model):
+            prune.remove(layer, name)  # type: ignore[no-untyped-call]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Int8:
+    """Tuned as it is, then quantised: weights by channel, activations by tensor, with ranges seen on transfer images.
+
+    Convolutions and linear layers compute on the grid of 8 bits (torchao's PT2E, the x86 back end's rules).
+    """
+
+    quantises: ClassVar[bool] = True
+
+    @property
+    def title(self) -> str:
+        return "INT8"
+
+    def begin(self, model: nn.Module) -> None:  # noqa: ARG002
+        _pt2e()  # what is missing is told before the tuning
+
+    def end(self, model: nn.Module) -> None:
+        pass
+
+
+def _weights(model: nn.Module) -> list[tuple[nn.Module, str]]:
+    kinds = (nn.Conv2d, nn.Linear)
+    return [(layer, "weight") for layer in model.modules() if isinstance(layer, kinds)]
+
+
+class Quantised(nn.Module):
+    """A classifier in INT8; it has no other mode than eval, and passes no gradient back."""
+
+    def __init__(self, model: nn.Module, calibration: Tensor) -> None:
+        """calibration: float32 in [0, 1], (n, C, H, W). Raises InputError where it cannot be quantised."""
+        super().__init__()
+        self._graph = (_quantised(model, calibration),)  # no submodule: an exported graph refuses train() and eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits: Tensor = self._graph[0](images.contiguous())
+        return logits
+
+
+def _quantised(model: nn.Module, calibration: Tensor) -> nn.Module:
+    prepare, convert, quantiser = _pt2e()
+    batch = torch.export.Dim("batch", min=1)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            exported = torch.export.export(model.eval(), (calibration,), dynamic_shapes=({0: batch},)).module()
+            watched = prepare(exported, quantiser)
+            watched(calibration)
+            found: nn.Module = convert(watched)
+        except Exception as error:  # export refuses models in many ways
+            reason = str(error).splitlines()[0] if str(error) else ""
+            raise InputError(
+                f"the classifier cannot be exported for INT8: {type(error).__name__}: {reason}",
+                "torch.export must be able to trace its forward(); or prune it instead.",
+            ) from error
+    return found
+
+
+def _pt2e() -> tuple[Any, Any, Any]:
+    """torchao's prepare and convert, and the quantiser. Raises InputError where it is not there."""
+    for name in QUIET:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():  # of what torch deprecates and torchao uses
+            warnings.simplefilter("ignore")
+            from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+            from torchao.quantization.pt2e.quantizer import x86_inductor_quantizer as x86
+    except Exception as error:  # with a torch of another version it raises more than ImportError
+        raise InputError(
+            f"INT8 needs torchao: {type(error).__name__}: {error}",
+            "Install the extra: pip install 'stillproof[quant]'.",
+        ) from error
+    quantiser = x86.X86InductorQuantizer()
+    quantiser.set_global(x86.get_default_x86_inductor_quantization_config())
+    return prepare_pt2e, convert_pt2e, quantiser

@@ -1,0 +1,69 @@
+"""Compression: what is pruned stays pruned, and INT8 answers on a grid, the same every time."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stillproof.core.classifiers import Model, predict
+from stillproof.core.compression import Int8, Prune, Quantised
+from stillproof.core.distillation import CrossEntropy
+from stillproof.core.images import ImageSet, as_float
+from stillproof.core.runtime import Runtime
+from stillproof.core.training import Recipe, fit
+from stillproof.errors import InputError
+
+FP32 = Runtime(precision="fp32", threads=1)
+
+
+def made(toy: ImageSet) -> nn.Module:
+    model = Model("zoo:cnn?width=8").fresh(toy.shape, 3, 0)
+    fit(model, CrossEntropy(), toy, recipe=Recipe.standard(4), runtime=FP32, seed=0)
+    return model
+
+
+def kernels(model: nn.Module) -> Tensor:
+    return torch.cat([part.weight.flatten() for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)])
+
+
+def test_the_smallest_weights_are_pruned_and_stay_so(toy: ImageSet) -> None:
+    model = made(toy)
+    before, names = kernels(model).detach().abs(), sorted(model.state_dict())
+    pruning = Prune(share=0.75)
+    pruning.begin(model)
+    fit(model, CrossEntropy(), toy, recipe=Recipe.standard(3), runtime=FP32, seed=1)
+    pruning.end(model)
+    after = kernels(model).detach()
+    assert sorted(model.state_dict()) == names
+    gone = after == 0
+    assert float(gone.double().mean()) == pytest.approx(0.75, abs=0.001)
+    assert before[gone].max() <= before[~gone].min()
+    assert not torch.equal(after[~gone].abs(), before[~gone])  # the rest was tuned
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
+def test_all_or_nothing_is_not_pruned(share: float) -> None:
+    with pytest.raises(InputError, match="cannot be pruned"):
+        Prune(share=share)
+
+
+def test_int8_answers_on_a_grid_and_the_same_every_time(toy: ImageSet) -> None:
+    model = made(toy)
+    Int8().begin(model)
+    expected = predict(model, toy, FP32)
+    first, second = (Quantised(model, as_float(toy.images[:32])).eval() for _ in range(2))
+    found = predict(first, toy, FP32)
+    error = (found - expected).abs().max() / (expected.amax() - expected.amin())
+    assert 1e-5 < error < 0.1
+    assert torch.equal(found, predict(second, toy, FP32))
+    assert torch.allclose(found, predict(first, toy, FP32, batch_size=7), atol=1e-5)
+    assert torch.allclose(first(as_float(toy.images[:1])), found[:1], atol=1e-5)
+    assert not first(as_float(toy.images[:2]).requires_grad_()).requires_grad
+
+
+def test_what_cannot_be_exported_is_refused(toy: ImageSet) -> None:
+    class Choosing(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean((2, 3)) if float(images.mean()) > 0.5 else images.amax((2, 3))
+
+    with pytest.raises(InputError, match="INT8"):
+        Quantised(Choosing(), as_float(toy.images[:8]))
