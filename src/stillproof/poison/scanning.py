@@ -33,6 +33,9 @@ FEWEST_TRUSTED = 100
 
 COMBINED = "combined"
 
+SUSPICIOUS = 0.05
+"""p-value of the agreement up to which a report calls an image suspicious."""
+
 Part = Literal["training", "test"]
 
 
@@ -130,7 +133,7 @@ def trusted_folds(images: ImageSet) -> Tensor:
     return folds(len(images), REFERENCES, derive(0, "trusted folds"))
 
 
-@job(version=3)
+@job(version=4)
 def scan_set(
     context: Context,
     teacher: Artefact,
@@ -165,7 +168,7 @@ def scan_set(
         "usual_p": torch.from_numpy(p_values(Scores(found[COMBINED].trusted, found[COMBINED].trusted))),
         "guessed": seen.guessed,
         "usual": usual.guessed,
-        "suspicious": torch.from_numpy(p_values(doubts) <= SharedPattern().suspicion),
+        "suspicious": torch.from_numpy(p_values(doubts) <= SUSPICIOUS),
     }
     values = {
         "scanners": list(found),

@@ -40,10 +40,14 @@ CHANCE = 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class SharedPattern:
-    """suspicion: the p-value of D1 below which an image is suspicious; fewest: suspicious images a class must have;
-    seed: of the halves."""
+    """suspicions: p-values of D1 up to which an image is suspicious; fewest: suspicious images a class must have; seed:
+    of the halves.
 
-    suspicion: float = 0.05
+    Of the suspicions that one is taken, class by class, whose filter stands out most from chance: good references give
+    much of the poison a small p, and weak ones do not.
+    """
+
+    suspicions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     fewest: int = 8
     seed: int = 0
 
@@ -54,13 +58,13 @@ class SharedPattern:
     def look(self, suspects: Sight, trusted: Sight, doubts: Scores | None = None) -> Patterns:
         """The scores, and the patterns by class. doubts: what makes an image suspicious; None: D1."""
         seen = agreement(suspects, trusted) if doubts is None else doubts
-        suspicious = torch.from_numpy(p_values(seen) <= self.suspicion)
+        p = torch.from_numpy(p_values(seen))
         spectrum = _Spectrum.of(suspects.images)
         halves = [folds(len(sight), 2, derive(self.seed, name)) for name, sight in (("s", suspects), ("t", trusted))]
         found, usual = np.zeros(len(suspects)), np.zeros(len(trusted))
         patterns: dict[int, Tensor] = {}
         for half in (0, 1):
-            filters = self._filters(spectrum, suspects, suspicious & (halves[0] != half))
+            filters = self._filters(spectrum, suspects, p, halves[0] != half)
             for index, one in filters.items():
                 patterns[index] = patterns.get(index, torch.zeros_like(one)) + one
             for score, sight, own in zip((found, usual), (suspects, trusted), halves, strict=True):
@@ -69,18 +73,21 @@ class SharedPattern:
             Scores(found, usual, least=USUAL), {index: spectrum.image(one) for index, one in patterns.items()}
         )
 
-    def _filters(self, spectrum: _Spectrum, suspects: Sight, suspicious: Tensor) -> dict[int, Tensor]:
-        """A filter of length 1 for each class that has enough suspicious images. suspicious: of the other half."""
+    def _filters(self, spectrum: _Spectrum, suspects: Sight, p: Tensor, other_half: Tensor) -> dict[int, Tensor]:
+        """A filter of length 1 for each class that has enough suspicious images in the other half."""
         guessed, found = suspects.guessed, {}
         for index in range(suspects.teacher.shape[1]):
-            rows = (guessed == index) & suspicious
-            others = (guessed == index) & ~suspicious
-            if int(rows.sum()) < self.fewest or int(others.sum()) < self.fewest:
-                continue
-            difference = spectrum.mean(suspects.images[rows]) - spectrum.mean(suspects.images[others])
-            by_chance = CHANCE * (1 / int(rows.sum()) + 1 / int(others.sum()))
-            kept = difference * (1 - by_chance / difference.square().clamp_min(1e-12)).clamp_min(0)
-            found[index] = kept / kept.norm().clamp_min(1e-12)
+            here, clearest = other_half & (guessed == index), 0.0
+            for level in self.suspicions:
+                rows, others = here & (p <= level), here & (p > level)
+                if int(rows.sum()) < self.fewest or int(others.sum()) < self.fewest:
+                    continue
+                difference = spectrum.mean(suspects.images[rows]) - spectrum.mean(suspects.images[others])
+                by_chance = CHANCE * (1 / int(rows.sum()) + 1 / int(others.sum()))
+                kept = difference * (1 - by_chance / difference.square().clamp_min(1e-12)).clamp_min(0)
+                clear = float(kept.square().sum()) / by_chance
+                if clear > clearest:
+                    found[index], clearest = kept / kept.norm().clamp_min(1e-12), clear
         return found
 
 
