@@ -65,6 +65,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     },
     "hardening": {
         "ast": "stillproof.theft.hardening.sparse_teacher:SparseTeacher",
+        "nasty": "stillproof.theft.hardening.nasty:NastyTeacher",
         "identity": "stillproof.theft.hardening.identity:Identity",
     },
     "trigger": {
