@@ -66,6 +66,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "hardening": {
         "ast": "stillproof.theft.hardening.sparse_teacher:SparseTeacher",
         "nasty": "stillproof.theft.hardening.nasty:NastyTeacher",
+        "cmim": "stillproof.theft.hardening.cmim:CMIM",
         "identity": "stillproof.theft.hardening.identity:Identity",
     },
     "trigger": {
