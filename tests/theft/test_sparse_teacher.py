@@ -9,12 +9,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from stillproof.attacks.gradient import PGD
+from stillproof.core.carving import Carving, carve, load_data
+from stillproof.core.classifiers import Model
 from stillproof.core.distillation import Batch
+from stillproof.core.images import ImageSet, as_float
+from stillproof.core.measurement import Cost
 from stillproof.core.noise import Noise
+from stillproof.core.plan import Context
 from stillproof.core.plugins import build
+from stillproof.core.runtime import Runtime
+from stillproof.core.sources.digits import Digits
 from stillproof.core.spec import Spec
+from stillproof.core.stages import classifier_artefact, classifier_of
+from stillproof.core.store import Artefact
 from stillproof.errors import InputError
-from stillproof.theft.hardening.sparse_teacher import TWIN, SparseTeacher, epd, sparse
+from stillproof.theft.hardening.normalised_pgd import NormalisedPGD, channel_statistics
+from stillproof.theft.hardening.sparse_teacher import TWIN, SparseTeacher, as_uint8, epd, normalised_twins, sparse
 
 SIZES = st.tuples(st.integers(1, 5), st.integers(2, 8), st.integers(0, 10_000))
 
@@ -163,7 +174,117 @@ def test_its_options_reach_it_and_its_title_says_what_was_changed() -> None:
     assert method == SparseTeacher(weight=0.035, temperature=30, keep=7, pairing="random", threat="linf:8/255")
     assert method.title == "ast (weight=0.035, temperature=30.0, keep=7, pairing=random, threat=linf:8/255)"
     assert SparseTeacher().title == "ast"
-    assert method.attack().run_to_end
+    attack = method.attack()
+    assert isinstance(attack, PGD)
+    assert attack.run_to_end
     for bad in ("ast?weight=2", "ast?keep=0", "ast?pairing=sideways", "ast?threat=l7:1", "ast?attack_steps=0"):
         with pytest.raises(InputError):
             build("hardening", Spec.parse(bad))
+
+
+# the reference code's own twins
+
+
+def test_reference_is_short_for_its_attack_and_its_pairing() -> None:
+    method = build("hardening", Spec.parse("ast?reference=true&keep=7"))
+    assert method == SparseTeacher(pairing="random", threat="normalised:0.3", attack_steps=40, keep=7)
+    assert method.attack() == NormalisedPGD(epsilon=0.3, step=0.01, steps=40)
+    assert method.title == "ast (keep=7, pairing=random, threat=normalised:0.3, attack_steps=40)"
+    assert build("hardening", Spec.parse("ast?reference=false")) == SparseTeacher()
+    aligned = build("hardening", Spec.parse("ast?threat=normalised:0.3&attack_steps=40"))
+    assert (aligned.pairing, aligned.attack()) == ("aligned", method.attack())
+    for bad in ("reference=true&threat=linf:8/255", "reference=true&attack_steps=5", "reference=perhaps"):
+        with pytest.raises(InputError):
+            build("hardening", Spec.parse(f"ast?{bad}"))
+    for bad in ("normalised:0", "normalised:", "normalised:-1", "normalised:x"):
+        with pytest.raises(InputError):
+            SparseTeacher(threat=bad)
+
+
+class Sloping(nn.Module):
+    """Logits that are a fixed, smooth function of the pixels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        self.weights = nn.Parameter(torch.randn(3, channels * 16, generator=generator))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.tanh(2 * images.flatten(1)) @ self.weights.T
+
+
+def colours(n: int = 10, spread: tuple[float, float, float] = (0.3, 0.6, 1.0)) -> ImageSet:
+    """Images of three channels of different brightness and contrast."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.rand(n, 3, 4, 4, generator=generator) * torch.tensor(spread).view(1, 3, 1, 1)
+    return ImageSet(as_uint8(images), torch.arange(n) % 3, ("a", "b", "c"), "colours")
+
+
+def as_the_reference_attacks(model: nn.Module, images: Tensor, labels: Tensor, epsilon: float, step: float) -> Tensor:
+    """The reference's loop, clamp by clamp, on normalised images."""
+    origin, current = images.clone(), images.clone()
+    for _ in range(40):
+        probe = current.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(probe), labels), probe)
+        change = torch.clamp(current + step * gradient.sign() - origin, min=-epsilon, max=epsilon)
+        current = torch.clamp(origin + change, min=0, max=1)
+    return current
+
+
+def test_the_attack_is_the_reference_s_on_normalised_images() -> None:
+    images, model = colours(), Sloping(3).eval()
+    mean, std = channel_statistics(images)
+    pixels, labels = as_float(images.images), images.known_labels()
+    shaped = mean.view(1, 3, 1, 1), std.view(1, 3, 1, 1)
+
+    def normalised_model(normalised: Tensor) -> Tensor:
+        return model(shaped[0] + shaped[1] * normalised)  # type: ignore[no-any-return]
+
+    normalised = (pixels - shaped[0]) / shaped[1]
+    expected = as_the_reference_attacks(normalised_model, normalised, labels, 0.3, 0.01)  # type: ignore[arg-type]
+    found = NormalisedPGD()(model, pixels, labels, mean=mean, std=std, runtime=Runtime(threads=1))
+    assert torch.allclose((found - shaped[0]) / shaped[1], expected, atol=1e-4)
+
+
+def test_channel_statistics_are_those_of_all_pixels() -> None:
+    images = colours()
+    mean, std = channel_statistics(images)
+    pixels = images.images.double().numpy() / 255
+    assert mean.numpy() == pytest.approx(pixels.mean(axis=(0, 2, 3)), abs=1e-6)
+    assert std.numpy() == pytest.approx(pixels.std(axis=(0, 2, 3)), abs=1e-6)
+    flat = ImageSet(torch.full((2, 1, 4, 4), 7, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"), "flat")
+    assert float(channel_statistics(flat)[1]) > 0
+
+
+def made_twins(runtime: Runtime) -> tuple[Carving, Tensor, Artefact]:
+    context = Context(runtime)
+    data = load_data.run(context, source=Digits(), limit=100)
+    training = carve(data).training
+    model = Model("zoo:cnn?width=4")
+    victim = classifier_artefact(model.fresh(training.shape, 10, 0), model, training, cost=Cost())
+    made = normalised_twins.run(context, victim, data, attack=NormalisedPGD())
+    mean, std = channel_statistics(training)
+    pixels = as_float(training.images)
+    found = NormalisedPGD()(
+        classifier_of(victim, context), pixels, training.known_labels(), mean=mean, std=std, runtime=runtime
+    )
+    return carve(data), found, made
+
+
+def test_the_clamp_cuts_all_that_is_below_the_channel_s_mean() -> None:
+    parts, exact, made = made_twins(Runtime(threads=1))
+    mean, std = channel_statistics(parts.training)
+    pixels, twins = as_float(parts.training.images), made.tensors[TWIN]
+    assert float((pixels < mean).float().mean()) > 0.4  # of digits, half of an image
+    assert float(exact.min()) >= float(mean) - 1e-6
+    assert float(exact.max()) <= float(mean + std) + 1e-6
+    half_a_level = 0.5 / 255 + 1e-6
+    assert float(as_float(twins).min()) >= float(mean) - half_a_level
+    assert float((as_float(twins) - exact).abs().max()) <= half_a_level  # what 8 bits lose
+    dark = pixels < mean - 0.31 * std  # farther below than the attack reaches: cut to the mean itself
+    assert torch.allclose(exact[dark], mean.expand(int(dark.sum())), atol=1e-6)
+    assert (made.cost.forwards, made.cost.backwards) == (41 * len(pixels), 40 * len(pixels))
+
+
+def test_what_lies_above_white_is_white() -> None:
+    assert as_uint8(torch.tensor([[[[-0.2, 0.5, 1.3]]]])).flatten().tolist() == [0, 128, 255]

@@ -11,6 +11,7 @@ import inspect
 import math
 import sys
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import InitVar
 from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -65,6 +66,8 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     },
     "hardening": {
         "ast": "stillproof.theft.hardening.sparse_teacher:SparseTeacher",
+        "nasty": "stillproof.theft.hardening.nasty:NastyTeacher",
+        "cmim": "stillproof.theft.hardening.cmim:CMIM",
         "identity": "stillproof.theft.hardening.identity:Identity",
     },
     "trigger": {
@@ -138,7 +141,8 @@ def read_options(factory: Callable[..., Any], spec: Spec, given: Collection[str]
         if option not in open_to_user and not _takes_any(parameters):
             raise InputError(f"{spec.name!r} has no option {option!r}.", nearest(option, open_to_user))
         try:
-            options[option] = TypeAdapter(hints.get(option, str)).validate_python(text)
+            hint = hints.get(option, str)
+            options[option] = TypeAdapter(hint.type if isinstance(hint, InitVar) else hint).validate_python(text)
         except ValidationError as error:
             reason = error.errors()[0]["msg"]
             raise InputError(f"{option}={text} in the SPEC {spec!s}: {reason}.", "Mend that option.") from None

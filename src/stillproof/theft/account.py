@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -83,6 +83,8 @@ class Account:
     """Whether the victim came with its weights: what it was trained on is then not known."""
     deterministic: bool
     """Whether the victim gave the same answer twice when it was looked at."""
+    diverged: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """How the training of a defence diverged, in each seed in which it did."""
 
     @property
     def defences(self) -> list[str]:
@@ -130,17 +132,20 @@ class Account:
             defended=self.signals[name],
             retrained=self.retrained if self.retrained is not None else self.signals[VICTIM],
             utility=utility.status,
+            diverged=self.diverged.get(name, ()),
         )
         kept = protection.protection_finding(name, self.theft(VICTIM), self.theft(name), promised, took.status)
         return [kept, utility, took]
 
     def _circumstances(self, served: str) -> list[str]:
         unknown = "The victim was brought along: that these queries were not among its training images is not known."
+        untrained = "The training of this defence diverged: what the thieves asked is an untrained network (SP-T4)."
         random = "The victim answers the same image differently each time: each query was asked once."
         return [
             self._floor(served),
             *([unknown] if self.brought else []),
             *([] if self.deterministic else [random]),
+            *([untrained] if self.diverged.get(served) else []),
         ]
 
     def _floor(self, served: str) -> str:

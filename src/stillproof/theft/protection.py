@@ -198,11 +198,13 @@ def took_finding(
     defended: Sequence[Array],
     retrained: Sequence[Array],
     utility: Status,
+    diverged: Sequence[str] = (),
 ) -> Finding:
     """SP-T4: did the defence take? Its answers must differ from the victim's by more than a retraining does.
 
     victim, defended: logits on the same images, (n, K), one array a seed. retrained: those of another honest
-    victim for each seed; with one seed, of as many as there are.
+    victim for each seed; with one seed, of as many as there are. diverged: how its training did, where it did; the
+    answers are then those of a network that was not trained.
     """
     T = SIGNAL_TEMPERATURE
     change = np.stack([measures.kl_per_image(a, b, T) for a, b in zip(victim, defended, strict=True)])
@@ -230,15 +232,23 @@ def took_finding(
     if utility == "fail":
         evidence.append("Its accuracy is outside the budget (SP-T3): a classifier that broke has not been hardened.")
         title = "The defence did not take: it broke the classifier" if signal != "fail" else title
+    if diverged:
+        title = "The defence did not take: its training diverged"
+        evidence += [f"{how[0].upper()}{how[1:]} Measured is the network that training began with." for how in diverged]
+    broke = utility == "fail" or bool(diverged)
     return Finding(
         rule="SP-T4",
         subject=subject,
         title=title,
-        status=worst([signal, "fail" if utility == "fail" else "pass"]),
+        status=worst([signal, "fail" if broke else "pass"]),
         severity="high",
         measurements=shown,
         evidence=evidence,
-        advice="Train longer, or raise the defence's weight; then look here again." if signal != "pass" else "",
+        advice="Lower the defence's weight; then look here again."
+        if broke
+        else "Train longer, or raise the defence's weight; then look here again."
+        if signal != "pass"
+        else "",
     )
 
 

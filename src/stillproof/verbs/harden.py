@@ -73,6 +73,7 @@ def conclude(settings: HardenSettings, values: Mapping[str, Artefact]) -> Result
     """Did it take (against several honest retrainings), and what does it cost (one seed, and the method says so)."""
     from stillproof.core import measures
     from stillproof.theft import protection
+    from stillproof.theft.hardening.outcome import divergence_of
 
     labels = values["before/test"].tensors["labels"].numpy()
     test = {name: values[f"{name}/test"].tensors["logits"].numpy() for name in ("before", "hardened")}
@@ -87,6 +88,7 @@ def conclude(settings: HardenSettings, values: Mapping[str, Artefact]) -> Result
         defended=[unseen["hardened"]],
         retrained=again,
         utility=utility.status,
+        diverged=[how for how in (divergence_of(values["hardened/model"]),) if how is not None],
     )
     findings: list[Finding] = [utility, took]
     rows: list[list[Any]] = [
@@ -114,8 +116,11 @@ def conclude(settings: HardenSettings, values: Mapping[str, Artefact]) -> Result
 
 
 def models(_settings: HardenSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
-    """The hardened classifier, and the one it was made from."""
-    return {"hardened": values["hardened/model"], "before": values["before/model"]}
+    """The hardened classifier, if there is one, and the one it was made from."""
+    from stillproof.theft.hardening.outcome import divergence_of
+
+    found = {"hardened": values["hardened/model"], "before": values["before/model"]}
+    return {name: artefact for name, artefact in found.items() if divergence_of(artefact) is None}
 
 
 HARDEN = Verb("harden", HardenSettings, plan, conclude, models)

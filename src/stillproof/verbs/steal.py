@@ -237,9 +237,12 @@ def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
 
 
 def models(settings: StealSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
-    """The classifiers that are left in the run directory: the victim, plain and under each defence."""
+    """The classifiers that are left in the run directory: the victim, plain and under each defence that has one."""
+    from stillproof.theft.hardening.outcome import divergence_of
+
     who = cast(settings)
-    return {f"{name}-seed{seed}": values[f"{seed}/{name}/model"] for seed in who.seeds for name in who.served()}
+    found = {f"{name}-seed{seed}": values[f"{seed}/{name}/model"] for seed in who.seeds for name in who.served()}
+    return {name: artefact for name, artefact in found.items() if divergence_of(artefact) is None}
 
 
 def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact]) -> Account:
@@ -250,6 +253,11 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
     from stillproof.core.distillation import Distillation
     from stillproof.theft import reference
     from stillproof.theft.account import Account, Student
+    from stillproof.theft.hardening.outcome import divergence_of
+
+    def diverged(name: str) -> list[str]:
+        found = {seed: divergence_of(values[f"{seed}/{name}/model"]) for seed in who.seeds}
+        return [f"seed {seed}: {how}" for seed, how in found.items() if how is not None]
 
     def logits(name: str) -> list[Any]:
         return [values[f"{seed}/{name}"].tensors["logits"].numpy() for seed in who.seeds]
@@ -284,6 +292,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
         tuned="kd" if "kd" in who.thieves else None,
         deterministic=values[first + "victim/model"].values.get("deterministic", True),
         brought=Model(settings.victim).is_trained and settings.queries_from == "outside",
+        diverged={name: diverged(name) for name in who.defences},
     )
 
 
