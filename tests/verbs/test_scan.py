@@ -6,8 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from stillproof import InputError, Result, RunOptions, run
+from stillproof.core.classifiers import Model
+from stillproof.core.distillation import CrossEntropy
+from stillproof.core.images import ImageSet
+from stillproof.core.runtime import Runtime
+from stillproof.core.sources import DataSource
+from stillproof.core.training import Recipe, fit
+from stillproof.core.weights import save_classifier
+from stillproof.poison.further_scanning import FURTHER
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +40,16 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (found,) = (root / "runs").iterdir()
     return found
+
+
+def test_further_scanners_are_reported_beside_and_have_no_say(tmp_path: Path, planted: Path) -> None:
+    plain, _ = scan(tmp_path / "plain", planted)
+    result, _ = scan(tmp_path / "more", planted, also=("all",))
+    rows = {row[0] for table in result.tables if table.title == "Scanners" for row in table.rows}
+    assert rows == {"agreement", "shared pattern", "combined", *FURTHER}
+    assert result.findings == plain.findings
+    with pytest.raises(InputError, match="no further scanner 'strp'"):
+        scan(tmp_path / "wrong", planted, also=("strp",))
 
 
 def scan(place: Path, planted: Path, **given: Any) -> tuple[Result, Path]:
@@ -91,9 +110,44 @@ def test_a_manifest_names_the_rows_of_the_file(tmp_path: Path, planted: Path) ->
     assert sorted(manifest["rows"] + manifest["flagged"]) == list(range(len(order)))
 
 
+def test_a_teacher_that_has_the_backdoor_itself_is_told(tmp_path: Path, digits: DataSource, runtime: Runtime) -> None:
+    images = digits.train
+    worn = images.images[::8].clone()
+    worn[:, :, -3:, -3:] = 255
+    both = ImageSet(
+        torch.cat([images.images, worn]),
+        torch.cat([images.known_labels(), torch.ones(len(worn), dtype=torch.int64)]),
+        images.classes,
+        "poisoned by its owner",
+    )
+    teacher = Model("zoo:cnn?width=16").fresh(images.shape, 10, 0)
+    fit(teacher, CrossEntropy(), both, recipe=Recipe.standard(15), runtime=runtime, seed=0)
+    save_classifier(
+        tmp_path / "teacher.safetensors",
+        teacher.state_dict(),
+        spec="zoo:cnn?width=16",
+        shape=images.shape,
+        classes=images.classes,
+    )
+    result = run(
+        "scan",
+        RunOptions(runs=tmp_path / "runs", store=str(tmp_path / "store")),
+        profile="smoke",
+        epochs=20,
+        transfer_set="digits",
+        teacher=str(tmp_path / "teacher.safetensors"),
+    )
+    assert [f.status for f in result.findings] == ["inconclusive"]
+    said = " ".join(result.findings[0].evidence)
+    assert "teacher itself reacts to a trigger" in said
+    assert said.count("no longer holds") == 3
+    assert any("itself reacts" in note for note in result.notes)
+
+
 def test_a_clean_set_passes_and_keeps_nearly_all(tmp_path: Path, planted: Path) -> None:
     result, directory = scan(tmp_path, planted, transfer_set="digits")
     assert [f.status for f in result.findings] == ["pass"]
+    assert "it reacts to none of them" in " ".join(result.findings[0].evidence)
     assert len(json.loads((directory / "sets/cleaned.json").read_text())["flagged"]) < 0.03 * 1258
 
 

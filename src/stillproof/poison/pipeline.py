@@ -14,6 +14,7 @@ from stillproof.core.noise import derive
 from stillproof.core.plan import Stage, stage
 from stillproof.core.training import Recipe
 from stillproof.poison.further_scanning import OF_A_PROBE, OF_VIEWS, scan_further, train_probe, view
+from stillproof.poison.premise import check_premise
 from stillproof.poison.resistant import Unlearning
 from stillproof.poison.resisting import VIEWS, assemble, distil_on_the_rest, unlearn, vouched
 from stillproof.poison.scan_set.stability import VIEWS as VIEWED
@@ -76,6 +77,11 @@ class Looking:
             references=references,
             false_alarms=self.false_alarms,
         )
+
+    def premise(self, scanned: Stage) -> Stage:
+        """The stage that checks what a scan rests on."""
+        reads: dict[str, Any] = {name: scanned.inputs[name] for name in ("teacher", "trusted", "references")}
+        return stage(check_premise, "check the teacher beside the references", **reads)
 
     def further(
         self, teacher: Stage, suspects: Stage, trusted: Stage, names: Sequence[str], *, images: int, known: int

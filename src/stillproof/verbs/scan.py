@@ -29,6 +29,8 @@ UNVOUCHED = (
     "Name images that you vouch for: --trusted."
 )
 
+SHAKEN = "Nothing was found beside a teacher that cannot be trusted"
+
 LEARNING: Mapping[Profile, Mapping[str, Any]] = {
     "smoke": {"epochs": 30, "inversion_epochs": 20},
     "standard": {"epochs": 60, "inversion_epochs": 20},
@@ -154,6 +156,7 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     looking = Looking(settings.reference, settings.epochs, settings.false_alarms, settings.seed)
     scanned = looking.stage(master, suspects, trusted, images=facts.train, known=known)
     found = {"compared": compared, "suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}
+    found["premise"] = looking.premise(scanned)
     names = further_named([part for text in settings.also for part in text.split(",") if part])
     if names:
         found["further"] = looking.further(master, suspects, trusted, names, images=facts.train, known=known)
@@ -169,9 +172,14 @@ def scanned_of(values: Mapping[str, Artefact], rate: float | None = None) -> Sca
 
 def finding(settings: ScanSettings, values: Mapping[str, Artefact], rate: float | None = None) -> Finding:
     """SP-P2, at a rate of false alarms."""
+    from stillproof.poison.premise import doubts, held
     from stillproof.poison.verdict import of_the_set
 
     said = of_the_set(settings.transfer_set, scanned_of(values, rate))
+    against = doubts(values["premise"], values["trusted"].values["classes"])
+    said = said.model_copy(update={"evidence": [*said.evidence, *(against or [held(values["premise"])])]})
+    if against and said.status == "pass":
+        said = said.model_copy(update={"status": "inconclusive", "title": SHAKEN, "advice": "Get a teacher to trust."})
     if settings.trusted is not None or said.status == "fail":
         return said
     return said.model_copy(update={"evidence": [*said.evidence, UNVOUCHED]})
@@ -180,6 +188,7 @@ def finding(settings: ScanSettings, values: Mapping[str, Artefact], rate: float 
 def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
     """Which images do not belong, and how sure that is."""
     from stillproof.poison import account, pictures, verdict
+    from stillproof.poison.premise import doubts
     from stillproof.poison.scanning import COMBINED, scores_of, set_of
     from stillproof.poison.student_scanning import inspected
 
@@ -197,6 +206,7 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
             account.inversions_table(seen.sought, suspects.classes),
         ]
     notes = [] if settings.trusted is not None else [UNVOUCHED]
+    notes += doubts(values["premise"], suspects.classes)
     shared = scanned.values["shared"]
     if shared:
         notes.append(f"{shared} images of the transfer set are trusted as well, and taken for clean.")

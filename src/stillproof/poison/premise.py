@@ -1,0 +1,67 @@
+"""What every scan rests on: that the teacher is clean. It is checked as far as trusted images can show it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from stillproof.core.measurement import Cost
+from stillproof.core.plan import Context, job
+from stillproof.core.stages import classifier_of
+from stillproof.core.store import Artefact
+from stillproof.poison.scan_student.bank import Reaction, bank, react
+from stillproof.poison.scanning import set_of, trusted_folds
+
+MOST = 500
+"""Trusted images that the bank's triggers are put on."""
+
+NO_LONGER = (
+    "agreement and shared pattern still find images on which teacher and references part, but what the teacher says of "
+    "an image is no longer evidence of anything",
+    "a student that is distilled on clean images may take the backdoor over from its teacher: scan it beside the "
+    "references, not beside this teacher",
+    "leaving flagged images out, consensus and unlearning hold the student to the teacher, and so to its backdoor",
+)
+"""What does not hold of a teacher that is not clean."""
+
+
+@job(version=1)
+def check_premise(context: Context, teacher: Artefact, trusted: Artefact, references: Sequence[Artefact]) -> Artefact:
+    """How the teacher reacts to a bank of triggers, beside references that were distilled on trusted images alone.
+
+    A backdoor of the teacher's is not on images that somebody vouches for, and so does not pass to the references.
+    """
+    known = set_of(trusted)
+    # those that the first reference was not trained on; what the others were trained on they react to less, if anything
+    images = known.subset((trusted_folds(known) == 0).nonzero()[:MOST, 0])
+    first, *others = (classifier_of(one, context) for one in references)
+    triggers = bank(images.shape, {})
+    reactions = react(classifier_of(teacher, context), first, others, images, triggers, runtime=context.runtime)
+    values = {
+        "reactions": [{field: getattr(one, field) for field in Reaction.__slots__} for one in reactions],
+        "triggers": len(triggers),
+    }
+    return Artefact(values, {}, Cost(forwards=(1 + len(references)) * len(images) * (1 + len(triggers))))
+
+
+def doubts(checked: Artefact, classes: Sequence[str]) -> list[str]:
+    """What speaks against a clean teacher, and what then no longer holds; nothing where nothing does."""
+    reactions = [Reaction(**one) for one in checked.values["reactions"]]
+    found = [one for one in reactions if one.is_present]
+    if not found:
+        return []
+    worst = found[0]
+    taken, usual = (count / max(1, worst.n) for count in (worst.student, worst.teacher))
+    return [
+        f"The teacher itself reacts to a trigger: with {worst.trigger!r} it takes {taken:.1%} of trusted images for "
+        f"{classes[worst.target]!r}; a reference that was distilled on trusted images alone takes {usual:.1%} "
+        f"({len(found)} of {checked.values['triggers']} triggers).",
+        *(f"What no longer holds: {one}." for one in NO_LONGER),
+    ]
+
+
+def held(checked: Artefact) -> str:
+    """What was looked at, where nothing speaks against the teacher."""
+    return (
+        f"Its premise, a clean teacher, was checked with {checked.values['triggers']} triggers beside the references: "
+        "it reacts to none of them as they do not. A trigger that is not like these would not show."
+    )
