@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from stillproof.core.training import Recipe
 
 
+_DOWNWARDS = torch.tensor(-torch.inf)
+
+
 @dataclass(frozen=True, slots=True)
 class Strength:
     """The option of a response that says how much it changes: the mean L1 distance grows from weakest to strongest."""
@@ -34,7 +37,8 @@ class Response:
     """
 
     keeps_argmax: ClassVar[bool] = False
-    """Whether it promises that the class `argmax` names stays the same."""
+    """Whether it promises that the class `argmax` names stays the same. Ties that float32 alone makes are undone by the
+    guard, and between the parts of a joined response."""
     reads_images: ClassVar[bool] = False
     needs_helper: ClassVar[bool] = False
     remembers: ClassVar[bool] = False
@@ -74,7 +78,7 @@ def with_winner(logits: Tensor, winner: Tensor) -> Tensor:
     unit in the last place less.
     """
     largest = logits.amax(dim=1, keepdim=True)
-    below = torch.nextafter(largest, torch.full_like(largest, -torch.inf))
+    below = torch.nextafter(largest, _DOWNWARDS)
     return logits.minimum(below).scatter(1, winner, largest)
 
 

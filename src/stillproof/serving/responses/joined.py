@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from stillproof.core.plugins import build
 from stillproof.core.spec import Spec
 from stillproof.errors import InputError
-from stillproof.serving.responses import Response
+from stillproof.serving.responses import Response, winner_of, with_winner
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class Joined(Response):
     def __call__(self, logits: Tensor, images: Tensor | None = None, state: nn.Module | None = None) -> Tensor:
         states = list(state) if isinstance(state, nn.ModuleList) else [None] * len(self.parts)
         for part, own in zip(self.parts, states, strict=True):
-            logits = part(logits, images, own)
+            served = part(logits, images, own)
+            logits = with_winner(served, winner_of(logits)) if part.keeps_argmax else served
         return logits
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.errors import InputError
-from stillproof.serving.responses import Response, Strength, winner_of, with_winner
+from stillproof.serving.responses import Response, Strength, winner_of
 
 Array = npt.NDArray[Any]
 
@@ -123,7 +123,10 @@ def least_informative(p: Array, winner: Array, epsilon: float) -> Array:
 def _minimum(rows: _Rows) -> tuple[Array, Array]:
     """τ and the others where the cost is least."""
     low, high = rows.range()
-    (at_low, cost_low, slope_low), (at_high, cost_high, slope_high) = rows.solve(low), rows.solve(high)
+    at_low, cost_low, slope_low = rows.solve(low)
+    if (slope_low >= 0).all():  # a victim that is sure of its answer: all of the budget comes from the argmax
+        return low, at_low
+    at_high, cost_high, slope_high = rows.solve(high)
     tau = np.where(cost_low <= cost_high, low, high)
     best, cost = np.where(cost_low <= cost_high, at_low, at_high), np.minimum(cost_low, cost_high)
     open_rows = (slope_low < 0) & (slope_high > 0)
@@ -170,4 +173,4 @@ class ModelGuardW(Response):
         winner = winner_of(logits)
         p = logits.detach().double().softmax(dim=1).cpu().numpy()
         solved = torch.from_numpy(least_informative(p, winner.cpu().numpy(), self.epsilon)).to(logits.device)
-        return with_winner(solved.clamp_min(0).log().float(), winner)
+        return solved.clamp_min(0).log().float()

@@ -16,11 +16,8 @@ def largest_kept(logits: Tensor, keep: int) -> Tensor:
     """The `keep` largest logits of each row, all others −inf; among equals the first ones. logits: (n, K)."""
     if keep >= logits.shape[1]:
         return logits
-    if keep == 1:  # argmax is the first of equals, topk promises no order among them
-        best = logits.argmax(dim=1, keepdim=True)
-        return torch.full_like(logits, -torch.inf).scatter(1, best, logits.gather(1, best))
-    order = logits.argsort(dim=1, descending=True, stable=True)[:, :keep]
-    return torch.full_like(logits, -torch.inf).scatter(1, order, logits.gather(1, order))
+    order = logits.argsort(dim=1, descending=True, stable=True)
+    return logits.scatter(1, order[:, keep:], -torch.inf)
 
 
 @dataclass(frozen=True, kw_only=True)
