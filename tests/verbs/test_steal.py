@@ -10,10 +10,10 @@ import pytest
 
 from stillproof.core.plan import Execution, Plan
 from stillproof.core.runtime import Runtime
-from stillproof.core.store import Store
+from stillproof.core.store import Artefact, Store
 from stillproof.errors import InputError
 from stillproof.findings import Finding, Result
-from stillproof.verbs.steal import StealSettings, cast, conclude, plan
+from stillproof.verbs.steal import StealSettings, cast, conclude, models, plan
 
 
 class Silent:
@@ -93,6 +93,86 @@ def test_the_tables_count_queries_and_bits_exactly(result: Result) -> None:
 
 
 def test_the_result_is_valid_for_its_own_schema_and_survives_json(result: Result) -> None:
+    assert Result.model_validate_json(result.model_dump_json()) == result
+
+
+# responses
+
+RESPONSES = ("round?decimals=1", "top?k=2+round?decimals=1", "power", "power?exponent=1", "identity+label-only")
+
+
+@cache
+def answered(folder: Path) -> Result:
+    return run(settings(defence=RESPONSES, thief=("kd?alpha=0.9", "label-only")), folder)
+
+
+@pytest.fixture(scope="module")
+def behind_responses(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return answered(tmp_path_factory.getbasetemp() / "steal-responses")
+
+
+def test_a_response_takes_where_answers_change_and_not_where_they_do_not(behind_responses: Result) -> None:
+    for name in RESPONSES:
+        took = finding(behind_responses, "SP-T4", name)
+        changed = took.measurements["KL to the original answers"].value
+        assert changed is not None
+        if name == "power?exponent=1":
+            assert took.status == "fail"
+            assert "victim's own" in took.title
+            assert changed < 1e-6
+        else:
+            assert changed > 1e-3
+            assert "Nothing was trained" in " ".join(took.evidence)
+            assert "KL beyond that of a retraining" not in took.measurements
+            assert took.status == ("pass" if finding(behind_responses, "SP-T3", name).status != "fail" else "fail")
+
+
+def test_utility_is_that_of_the_served_answers(behind_responses: Result) -> None:
+    (table,) = [table for table in behind_responses.tables if table.title == "What a defence costs its users"]
+    rows: dict[str, dict[str, Any]] = {
+        str(row[0]): dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows
+    }
+    assert rows["power"]["top-1 flips"].value == rows["identity+label-only"]["top-1 flips"].value == 0
+    assert rows["power"]["L1 to the original"].value > 0.05
+    assert rows["power?exponent=1"]["L1 to the original"].value < 1e-6
+    assert rows["identity+label-only"]["NLL"].value > 10 * (1 - rows["victim"]["test accuracy"].value)
+    said = finding(behind_responses, "SP-T3", "round?decimals=1").evidence[-1]
+    assert "does not promise to keep top-1" in said
+    assert "promises to keep top-1" in finding(behind_responses, "SP-T3", "power").evidence[-1]
+
+
+def test_a_power_of_the_answers_protects_against_nobody(behind_responses: Result) -> None:
+    found = finding(behind_responses, "SP-T2", "power").measurements["protection"]
+    assert found.value is None or (found.low or 0) <= 0 <= (found.high or 0)
+
+
+def test_a_thief_of_labels_alone_gets_the_same_through_a_response_that_keeps_them(behind_responses: Result) -> None:
+    rows = {
+        name: next(row for row in table.rows if row[0] == "label only")
+        for name in ("victim", "power", "identity+label-only")
+        for table in behind_responses.tables
+        if table.title == f"Thieves of {name}"
+    }
+    assert rows["victim"][2:5] == rows["power"][2:5] == rows["identity+label-only"][2:5]
+
+
+def test_only_classifiers_are_left_and_a_response_is_none(behind_responses: Result) -> None:
+    given = settings(defence=("ast", "ast+round", "round"), seeds=1)
+    planned = plan(given, Runtime.choose())
+    assert planned.key(planned.outputs["0/ast+round/model"]) == planned.key(planned.outputs["0/ast/model"])
+    assert planned.key(planned.outputs["0/round/model"]) == planned.key(planned.outputs["0/victim/model"])
+    kept = models(given, {name: Artefact({"key": planned.key(made)}) for name, made in planned.outputs.items()})
+    assert set(kept) == {"victim-seed0", "ast-seed0"}
+
+
+def test_responses_with_helpers_memory_and_a_wanted_l1(tmp_path: Path) -> None:
+    names = ("mad", "adaptive-misinformation?tau=0.9", "modelguard-s", "reverse-sigmoid", "top?k=3")
+    changes = {"seeds": 1, "thief": ("label-only",), "thief_epochs": 1, "response_l1": 0.2}
+    result = run(settings(defence=names, **changes), tmp_path)
+    assert {f.subject for f in result.findings} == {"victim", *names}
+    said = {name: " ".join(finding(result, "SP-T3", name).evidence) for name in names}
+    assert "Calibrated, seed by seed: beta" in said["reverse-sigmoid"]
+    assert "Calibrated" not in said["top?k=3"]
     assert Result.model_validate_json(result.model_dump_json()) == result
 
 
@@ -207,6 +287,9 @@ def test_queries_from_inside_are_the_victims_own_training_images(tmp_path: Path)
         ({"queries": "many"}, "no number of queries"),
         ({"queries": "1/class"}, "Ask for 2/class to 4/class"),
         ({"defence": ("asst",)}, "Did you mean 'ast'"),
+        ({"defence": ("round+ast",)}, "stands second in the defence"),
+        ({"defence": ("ast+round?decimal=1",)}, "Did you mean 'decimals'"),
+        ({"defence": ("ast+",)}, "has no name"),
         ({"thief": ("kdd",)}, "no thief named 'kdd'"),
         ({"victim": "zoo:cnn?weights=no.pt"}, "no file no.pt"),
         ({"thief_model": "zoo:cnn?weights=no.pt"}, "thieves start from fresh ones"),

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 from stillproof.core.spec import Spec, file_digest
 from stillproof.errors import InputError, StillproofError, nearest
 
-Kind = Literal["source", "model", "objective", "attack", "thief", "hardening", "trigger", "compression"]
+Kind = Literal["source", "model", "objective", "attack", "thief", "hardening", "response", "trigger", "compression"]
 
 BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
     "source": {
@@ -69,6 +69,18 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "nasty": "stillproof.theft.hardening.nasty:NastyTeacher",
         "cmim": "stillproof.theft.hardening.cmim:CMIM",
         "identity": "stillproof.theft.hardening.identity:Identity",
+    },
+    "response": {
+        "top": "stillproof.serving.responses.top:Top",
+        "stingy": "stillproof.serving.responses.stingy:Stingy",
+        "round": "stillproof.serving.responses.rounding:Round",
+        "label-only": "stillproof.serving.responses.label_only:LabelOnly",
+        "power": "stillproof.serving.responses.power:Power",
+        "reverse-sigmoid": "stillproof.serving.responses.reverse_sigmoid:ReverseSigmoid",
+        "mad": "stillproof.serving.responses.mad:MAD",
+        "adaptive-misinformation": "stillproof.serving.responses.adaptive_misinformation:AdaptiveMisinformation",
+        "modelguard-w": "stillproof.serving.responses.modelguard_w:ModelGuardW",
+        "modelguard-s": "stillproof.serving.responses.modelguard_s:ModelGuardS",
     },
     "trigger": {
         "patch": "stillproof.poison.triggers:Patch",

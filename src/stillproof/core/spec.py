@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,6 +51,11 @@ class Spec:
     def with_option(self, option: str, value: str) -> Spec:
         """The same SPEC with one option set."""
         return Spec(self.name, MappingProxyType({**self.options, option: value}))
+
+    @classmethod
+    def parse_joined(cls, text: str) -> tuple[Spec, ...]:
+        """SPECs joined by `+`: `ast?keep=2+round?decimals=1`. Raises InputError. The + of 1e+5 joins nothing."""
+        return tuple(cls.parse(part) for part in re.split(r"\+(?!\d)", text))
 
     @property
     def scheme(self) -> str:

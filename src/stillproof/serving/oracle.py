@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,8 @@ from stillproof.core.classifiers import predict
 from stillproof.core.images import ImageSet
 from stillproof.core.runtime import Runtime
 from stillproof.errors import BudgetExceeded, InputError, nearest
+from stillproof.serving.guard import guard
+from stillproof.serving.responses import Response
 
 Kind = Literal["logits", "probabilities", "top", "label"]
 
@@ -64,11 +67,21 @@ class Answer:
 class Oracle:
     """Answers questions about images; every image asked about is one query, an augmented view as well.
 
-    A batch that would go beyond the budget is refused whole with BudgetExceeded.
+    A batch that would go beyond the budget is refused whole with BudgetExceeded. A response (serving.responses)
+    changes the answers before anything of them is revealed; helpers: the networks that it needs.
     """
 
-    def __init__(self, classifier: nn.Module, reveal: Reveal, runtime: Runtime, *, budget: int | None = None) -> None:
-        self._classifier = classifier
+    def __init__(
+        self,
+        classifier: nn.Module,
+        reveal: Reveal,
+        runtime: Runtime,
+        *,
+        budget: int | None = None,
+        response: Response | None = None,
+        helpers: Sequence[nn.Module] = (),
+    ) -> None:
+        self._classifier = classifier if response is None else guard(classifier, response, helpers)
         self._runtime = runtime
         self.reveal = reveal
         self.budget = budget

@@ -59,12 +59,27 @@ class Student:
 
 
 @dataclass(frozen=True, slots=True)
+class Response:
+    """What is known of the response of a defence before anything is measured."""
+
+    title: str
+    keeps_argmax: bool
+    """Whether it promises to."""
+    alone: bool
+    """Whether the classifier behind it is the victim itself: nothing was trained anew."""
+    tuned: tuple[str, ...] = ()
+    """The strength that it was calibrated to, seed by seed."""
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """Logits are (N, K), one array a seed; test logits are all of the same images, with these labels."""
 
     labels: Array
     served: Mapping[str, Sequence[Array]]
     """Test logits of the victim and of each defence."""
+    responses: Mapping[str, Response]
+    """Of the defences that have one."""
     signals: Mapping[str, Sequence[Array]]
     """The same on each seed's queries."""
     retrained: Sequence[Array] | None
@@ -125,17 +140,29 @@ class Account:
 
     def _about(self, name: str, promised: float, utility_budget: float) -> list[Finding]:
         victim, defended = self._right(self.served[VICTIM]), self._right(self.served[name])
-        utility = protection.utility_finding(name, victim, defended, utility_budget)
+        utility = protection.utility_finding(name, victim, defended, utility_budget, self._about_response(name))
+        alone = name in self.responses and self.responses[name].alone
         took = protection.took_finding(
             name,
             victim=self.signals[VICTIM],
             defended=self.signals[name],
-            retrained=self.retrained if self.retrained is not None else self.signals[VICTIM],
+            retrained=None if alone else self.retrained if self.retrained is not None else self.signals[VICTIM],
             utility=utility.status,
             diverged=self.diverged.get(name, ()),
         )
         kept = protection.protection_finding(name, self.theft(VICTIM), self.theft(name), promised, took.status)
         return [kept, utility, took]
+
+    def _about_response(self, name: str) -> list[str]:
+        """What its users should know of a response, in words."""
+        if name not in self.responses:
+            return []
+        response = self.responses[name]
+        best = [np.sort(logits, axis=1)[:, -2:] for logits in self.served[name]]
+        tied = float(np.mean([two[:, 0] == two[:, 1] for two in best]))
+        promise = "It promises to keep top-1" if response.keeps_argmax else "It does not promise to keep top-1"
+        said = [f"The response: {response.title}. {promise}; {tied:.1%} of its test answers name no single class."]
+        return said + ([f"Calibrated, seed by seed: {', '.join(response.tuned)}."] if response.tuned else [])
 
     def _circumstances(self, served: str) -> list[str]:
         unknown = "The victim was brought along: that these queries were not among its training images is not known."

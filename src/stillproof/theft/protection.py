@@ -171,7 +171,9 @@ def protection_finding(subject: str, undefended: Theft, defended: Theft, promise
     )
 
 
-def utility_finding(subject: str, victim_right: Array, defended_right: Array, budget: float) -> Finding:
+def utility_finding(
+    subject: str, victim_right: Array, defended_right: Array, budget: float, evidence: Sequence[str] = ()
+) -> Finding:
     """SP-T3: the defence costs more utility than the budget."""
     drop = measures.difference(victim_right, defended_right)
     return Finding(
@@ -181,7 +183,7 @@ def utility_finding(subject: str, victim_right: Array, defended_right: Array, bu
         status=judge(drop, budget, good="below"),
         severity="medium",
         measurements={"accuracy lost": drop},
-        evidence=[_flips(victim_right, defended_right)],
+        evidence=[_flips(victim_right, defended_right), *evidence],
         advice="",
     )
 
@@ -196,14 +198,15 @@ def took_finding(
     *,
     victim: Sequence[Array],
     defended: Sequence[Array],
-    retrained: Sequence[Array],
+    retrained: Sequence[Array] | None,
     utility: Status,
     diverged: Sequence[str] = (),
 ) -> Finding:
     """SP-T4: did the defence take? Its answers must differ from the victim's by more than a retraining does.
 
     victim, defended: logits on the same images, (n, K), one array a seed. retrained: those of another honest
-    victim for each seed; with one seed, of as many as there are. diverged: how its training did, where it did; the
+    victim for each seed; with one seed, of as many as there are; None where nothing was trained (a response before the
+    victim itself): then every change of the answers is the defence's. diverged: how its training did, where it did; the
     answers are then those of a network that was not trained.
     """
     T = SIGNAL_TEMPERATURE
@@ -220,6 +223,10 @@ def took_finding(
     if float(change.mean()) <= SAME_SIGNAL:
         signal: Status = "fail"
         title = "The defence did not take: its answers are the victim's own"
+    elif retrained is None:
+        signal = "pass"
+        title = "The defence took: its answers are not the victim's own"
+        evidence.append("Nothing was trained, so all of the difference is the response's.")
     else:
         signal, beyond = _beyond_a_retraining(victim, change, retrained)
         shown["KL beyond that of a retraining"] = beyond

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -12,14 +13,17 @@ from torch import Tensor
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model, predict
 from stillproof.core.distillation import TEACHER, Objective
-from stillproof.core.images import ImageSet
+from stillproof.core.images import ImageSet, as_float
 from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, job
 from stillproof.core.stages import classifier_of, train_fresh, trained_artefact
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError, TrainingDiverged
+from stillproof.serving.calibration import calibrated
+from stillproof.serving.guard import finite, guard
 from stillproof.serving.oracle import Oracle, Reveal
+from stillproof.serving.responses import Response
 from stillproof.theft.transfer import Queries, log_probabilities
 
 Origin = Literal["outside", "inside"]
@@ -46,20 +50,111 @@ def draw(_context: Context, data: Artefact, *, queries: Queries, origin: Origin,
 
 
 @job(version=2)
-def ask(context: Context, served: Artefact, drawn: Artefact, *, reveal: Reveal) -> Artefact:
+def ask(
+    context: Context,
+    served: Artefact,
+    drawn: Artefact,
+    helpers: Sequence[Artefact] = (),
+    calibration: Artefact | None = None,
+    *,
+    reveal: Reveal,
+    response: Response | None = None,
+) -> Artefact:
     """Query the served classifier: the thief's images with the answers."""
     images = images_of(drawn)
-    oracle = Oracle(classifier_of(served, context), reveal, context.runtime, budget=len(images))
+    oracle = Oracle(
+        classifier_of(served, context),
+        reveal,
+        context.runtime,
+        budget=len(images),
+        response=None if response is None else tuned(response, calibration),
+        helpers=[classifier_of(helper, context) for helper in helpers],
+    )
     answers = log_probabilities(oracle.ask(images), reveal, len(images.classes))
     values = {**drawn.values, "queries": oracle.queries, "bits": oracle.bits}
-    cost = Cost(queries=oracle.queries, forwards=oracle.queries)
+    cost = Cost(queries=oracle.queries, forwards=oracle.queries * (1 + len(helpers)))
     return Artefact(values, {**drawn.tensors, TEACHER: answers}, cost)
 
 
 @job(version=2)
-def signal(context: Context, classifier: Artefact, drawn: Artefact) -> Artefact:
-    """Logits on the thief's images, before any response: the gates see them, a thief does not."""
-    return Artefact({}, {"logits": predict(classifier_of(classifier, context), images_of(drawn), context.runtime)})
+def signal(
+    context: Context,
+    classifier: Artefact,
+    drawn: Artefact,
+    helpers: Sequence[Artefact] = (),
+    calibration: Artefact | None = None,
+    *,
+    response: Response | None = None,
+) -> Artefact:
+    """Logits on the thief's images, all classes: what the gates compare. With a response, what it serves."""
+    logits = _served_logits(context, classifier, images_of(drawn), response, helpers, calibration)
+    return Artefact({}, {"logits": logits})
+
+
+@job(version=1)
+def answer_test(
+    context: Context,
+    classifier: Artefact,
+    data: Artefact,
+    helpers: Sequence[Artefact] = (),
+    calibration: Artefact | None = None,
+    *,
+    response: Response,
+) -> Artefact:
+    """What is served about the test images through a response: `logits`, (N, K), and the `labels`.
+
+    A response that remembers begins afresh: its users' queries and the thief's are not mixed.
+    """
+    test = carve(data).test
+    logits = _served_logits(context, classifier, test, response, helpers, calibration)
+    cost = Cost(forwards=len(test) * (1 + len(helpers)))
+    return Artefact({}, {"logits": logits, "labels": test.known_labels()}, cost)
+
+
+@job(version=1)
+def calibrate(
+    context: Context,
+    classifier: Artefact,
+    drawn: Artefact,
+    helpers: Sequence[Artefact] = (),
+    *,
+    response: Response,
+    l1: float,
+) -> Artefact:
+    """The strength at which a response changes a classifier's answers to the thief's queries by `l1` on average."""
+    images = images_of(drawn)
+    found = calibrated(
+        response,
+        predict(classifier_of(classifier, context), images, context.runtime),
+        l1,
+        images=as_float(images.images) if response.reads_images else None,
+        helpers=[classifier_of(helper, context) for helper in helpers],
+    )
+    option = found.strength.option if found.strength is not None else ""
+    return Artefact({"option": option, "value": getattr(found, option)})
+
+
+def tuned(response: Response, calibration: Artefact | None) -> Response:
+    """A response with the strength that its calibration found, if there is one."""
+    if calibration is None:
+        return response
+    found: Response = replace(response, **{calibration.values["option"]: calibration.values["value"]})  # type: ignore[type-var]
+    return found
+
+
+def _served_logits(
+    context: Context,
+    classifier: Artefact,
+    images: ImageSet,
+    response: Response | None,
+    helpers: Sequence[Artefact],
+    calibration: Artefact | None,
+) -> Tensor:
+    model = classifier_of(classifier, context)
+    if response is None:
+        return predict(model, images, context.runtime)
+    networks = [classifier_of(helper, context) for helper in helpers]
+    return finite(predict(guard(model, tuned(response, calibration), networks), images, context.runtime))
 
 
 @job(version=2)

@@ -11,6 +11,7 @@ from torch import Tensor
 from stillproof.core.images import ImageSet
 from stillproof.core.noise import derive, permutation
 from stillproof.errors import InputError
+from stillproof.serving.guard import finite
 from stillproof.serving.oracle import Answer, Reveal
 
 TINY = 1e-8
@@ -52,11 +53,12 @@ class Queries:
 def log_probabilities(answer: Answer, reveal: Reveal, classes: int) -> Tensor:
     """What a thief makes of an answer: float32 log-probabilities of all classes, (n, K).
 
-    All logits or probabilities: as they are. The k largest probabilities: what is missing to 1 is spread
-    evenly over the classes that were not revealed. The class alone: probability 1, all others 0.
+    All logits or probabilities: as they are; a class that a response hides from them (−inf, 0) gets float32's smallest
+    probability. The k largest probabilities: what is missing to 1 is spread evenly over the classes that were not
+    revealed. The class alone: probability 1, all others 0.
     """
     if reveal.kind == "logits" and answer.scores is not None:
-        return answer.scores.log_softmax(dim=1)
+        return finite(answer.scores.log_softmax(dim=1))
     smallest = TINY
     if answer.scores is None:
         probabilities = torch.zeros(len(answer.classes), classes)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # torch is imported when a plan is made, not when a command l
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
     from stillproof.theft.account import Account
-    from stillproof.theft.hardening import Hardening
+    from stillproof.theft.defences import Defence
     from stillproof.theft.thieves import Thief
 
 Listed = Parameter(negative="", consume_multiple=False)
@@ -45,7 +45,7 @@ class StealSettings(DataSettings):
     )
 
     victim: str = Field(..., description="Model SPEC of the victim; without weights it is trained first.")
-    defence: Annotated[tuple[str, ...], Listed] = Field((), description="Defences, by SPEC: ast, identity, …")
+    defence: Annotated[tuple[str, ...], Listed] = Field((), description="Defences, by SPEC: ast, top?k=3+round, …")
     thief: Annotated[tuple[str, ...], Listed] = Field(("all",), description="Thieves, by SPEC, or all.")
     thief_model: str = Field("zoo:cnn", description="Model SPEC of the thief's student.")
     queries: str = Field("50/class", description="How many images a thief asks about: 500, or 50/class.")
@@ -58,6 +58,9 @@ class StealSettings(DataSettings):
     epochs: int = Field(12, ge=1, description=f"Epochs of victim and hardened teacher. {BY_PROFILE}")
     thief_epochs: int = Field(100, ge=1, description=f"Epochs of thieves and reference. {BY_PROFILE}")
     protect: float = Field(0.5, ge=0, le=1, description="Protection that a defence is held to (SP-T2).")
+    response_l1: float | None = Field(
+        None, gt=0, lt=2, description="Tune each response alone to this mean L1 change of the answers; others as given."
+    )
     utility_budget: float = Field(0.02, ge=0, le=1, description="Accuracy that a defence may cost (SP-T3, SP-T4).")
 
     @field_validator("defence", "thief", mode="before")
@@ -71,7 +74,7 @@ class Cast:
     """Who takes part: the same in the plan and in the conclusion."""
 
     seeds: tuple[int, ...]
-    defences: Mapping[str, Hardening]
+    defences: Mapping[str, Defence]
     thieves: Mapping[str, Thief]
 
     def served(self) -> tuple[str, ...]:
@@ -85,9 +88,10 @@ def cast(settings: StealSettings) -> Cast:
     from stillproof.core.spec import Spec
     from stillproof.errors import InputError
     from stillproof.serving.oracle import Reveal
+    from stillproof.theft.defences import Defence
 
     scores = Reveal.parse(settings.reveal).kind != "label"
-    defences = {text: build("hardening", Spec.parse(text)) for text in _listed(settings.defence)}
+    defences = {text: Defence.parse(text) for text in _listed(settings.defence)}
     asked = _listed(settings.thief)
     everyone = [*table("thief"), FIXED_KD] if "all" in asked else []
     names = [*everyone, *(name for name in asked if name != "all")]
@@ -120,6 +124,8 @@ def _listed(given: tuple[str, ...]) -> list[str]:
 
 def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Looks at files and names; trains nothing. Raises InputError."""
+    from dataclasses import replace
+
     from stillproof.core.carving import data_stage
     from stillproof.core.classifiers import Model
     from stillproof.core.noise import derive
@@ -129,7 +135,8 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     from stillproof.errors import InputError
     from stillproof.serving.oracle import Reveal
     from stillproof.theft import reference
-    from stillproof.theft.stages import HELD_OUT, ask, attempt, draw, settle, signal
+    from stillproof.theft.defences import Served, served_by
+    from stillproof.theft.stages import HELD_OUT, answer_test, ask, attempt, calibrate, draw, settle, signal
     from stillproof.theft.transfer import Queries
 
     who = cast(settings)
@@ -170,13 +177,23 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
             settle, f"{name}: settle", passes=passes, attempts=attempts, data=data, objectives=candidates, **common
         )
 
+    def at_equal_cost(name: str, behind: Served, drawn: Stage, seed: int) -> Served:
+        if settings.response_l1 is None or behind.response is None or behind.response.strength is None:
+            return behind
+        tuning = stage(
+            calibrate,
+            f"calibrate {name}, seed {seed}",
+            passes=asked,
+            classifier=behind.classifier,
+            drawn=drawn,
+            l1=settings.response_l1,
+            **behind.asked,
+        )
+        return replace(behind, calibration=tuning)
+
     outputs: dict[str, Stage] = {"data": data}
     for number, seed in enumerate(who.seeds):
         victim = classifier_stage("the victim", seed=seed, **victims)
-        served = {"victim": victim} | {
-            name: defence.stage(victim, data, recipe=recipe, images=sizes.training, seed=seed)
-            for name, defence in who.defences.items()
-        }
         drawn = stage(
             draw,
             f"draw queries, seed {seed}",
@@ -189,26 +206,36 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
         if settings.labels:
             found = distilled(f"reference, seed {seed}", drawn, reference.candidates(), seed)
             outputs[f"{seed}/reference"] = found
-        for name, classifier in served.items():
-            outputs[f"{seed}/{name}/model"] = classifier
+        served = {"victim": Served(victim)} | {
+            name: served_by(defence, victim, data, recipe=recipe, images=sizes.training, seed=seed)
+            for name, defence in who.defences.items()
+        }
+        for name, given in served.items():
+            behind = at_equal_cost(name, given, drawn, seed)
+            if behind.calibration is not None:
+                outputs[f"{seed}/{name}/calibration"] = behind.calibration
+            outputs[f"{seed}/{name}/model"] = behind.classifier
+            common: dict[str, Any] = {"classifier": behind.classifier, **behind.asked}
+            job, part = (answer_part, {"part": "test"}) if behind.response is None else (answer_test, {})
             outputs[f"{seed}/{name}/test"] = stage(
-                answer_part,
-                f"measure {name}, seed {seed}",
-                passes=sizes.test,
-                classifier=classifier,
-                data=data,
-                part="test",
+                job, f"measure {name}, seed {seed}", passes=sizes.test, data=data, **common, **part
             )
             outputs[f"{seed}/{name}/signal"] = stage(
-                signal, f"signal of {name}, seed {seed}", passes=asked, classifier=classifier, drawn=drawn
+                signal, f"signal of {name}, seed {seed}", passes=asked, drawn=drawn, **common
             )
             transfer = stage(
-                ask, f"ask {name}, seed {seed}", passes=asked, served=classifier, drawn=drawn, reveal=reveal
+                ask,
+                f"ask {name}, seed {seed}",
+                passes=asked,
+                served=behind.classifier,
+                drawn=drawn,
+                reveal=reveal,
+                **behind.asked,
             )
             for thief_name, thief in who.thieves.items():
                 label = f"{thief.title} from {name}, seed {seed}"
                 outputs[f"{seed}/{name}/{thief_name}"] = distilled(label, transfer, thief.candidates(), seed)
-        if any(classifier is not victim for classifier in served.values()):
+        if any(behind.classifier is not victim for behind in served.values()):
             next_seed = who.seeds[(number + 1) % len(who.seeds)] if len(who.seeds) > 1 else seed + 1
             outputs[f"{seed}/retrained/signal"] = stage(
                 signal,
@@ -237,11 +264,16 @@ def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
 
 
 def models(settings: StealSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
-    """The classifiers that are left in the run directory: the victim, plain and under each defence that has one."""
+    """The classifiers that are left in the run directory: the victim, plain and hardened. A response has none."""
     from stillproof.theft.hardening.outcome import divergence_of
 
     who = cast(settings)
-    found = {f"{name}-seed{seed}": values[f"{seed}/{name}/model"] for seed in who.seeds for name in who.served()}
+    hardened = {defence.hardening_text: name for name, defence in who.defences.items() if defence.hardening_text}
+    found = {
+        f"{kept}-seed{seed}": values[f"{seed}/{name}/model"]
+        for seed in who.seeds
+        for kept, name in {"victim": "victim", **hardened}.items()
+    }
     return {name: artefact for name, artefact in found.items() if divergence_of(artefact) is None}
 
 
@@ -252,7 +284,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
     from stillproof.core.classifiers import Model
     from stillproof.core.distillation import Distillation
     from stillproof.theft import reference
-    from stillproof.theft.account import Account, Student
+    from stillproof.theft.account import Account, Response, Student
     from stillproof.theft.hardening.outcome import divergence_of
 
     def diverged(name: str) -> list[str]:
@@ -276,10 +308,27 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
             bits=found[0]["bits"],
         )
 
+    def response(name: str, defence: Defence) -> Response | None:
+        if defence.response is None:
+            return None
+        noted = [values[f"{seed}/{name}/calibration"].values for seed in who.seeds] if calibrated(name) else []
+        return Response(
+            title=defence.response.title,
+            keeps_argmax=defence.response.keeps_argmax,
+            alone=not defence.trains,
+            tuned=tuple(f"{found['option']} = {found['value']:.3g}" for found in noted),
+        )
+
+    def calibrated(name: str) -> bool:
+        return f"{who.seeds[0]}/{name}/calibration" in values
+
     first = f"{who.seeds[0]}/"
     return Account(
         labels=values[first + "victim/test"].tensors["labels"].numpy(),
         served={name: logits(f"{name}/test") for name in who.served()},
+        responses={
+            name: found for name, defence in who.defences.items() if (found := response(name, defence)) is not None
+        },
         signals={name: logits(f"{name}/signal") for name in who.served()},
         retrained=logits("retrained/signal") if first + "retrained/signal" in values else None,
         thefts={

@@ -1,0 +1,69 @@
+"""A classifier behind a response: what production serves, and what every measurement of a response asks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from stillproof.core.spec import Spec
+from stillproof.errors import InputError
+from stillproof.serving.responses import Response, winner_of, with_winner
+from stillproof.serving.responses.joined import Joined, parts_of, response_of
+
+LEAST = math.log(torch.finfo(torch.float32).tiny)
+"""What stands for the logarithm of a probability 0 where a finite number is needed."""
+
+
+class Guard(nn.Module):
+    """Serves the guarded answer: log-probabilities, (N, K), −inf for a class that is hidden.
+
+    Its weights are those of the classifier and of the helpers; what a response remembers lives as long as the guard.
+    """
+
+    def __init__(self, model: nn.Module, response: Response, state: nn.Module | None) -> None:
+        super().__init__()
+        self.model, self.response, self.state = model, response, state
+
+    def train(self, mode: bool = True) -> Self:
+        """Trains the classifier, if it is asked to, and never the helpers."""
+        super().train(mode)
+        if self.state is not None:
+            self.state.eval()
+        return self
+
+    def forward(self, images: Tensor) -> Tensor:
+        """float32 in [0, 1], (N, C, H, W) -> log-probabilities, (N, K)."""
+        logits = self.model(images).float()
+        served = self.response(logits, images, self.state).log_softmax(dim=1)
+        return with_winner(served, winner_of(logits)) if self.response.keeps_argmax else served
+
+
+def guard(model: nn.Module, response: Response | str, helpers: Sequence[nn.Module] = ()) -> Guard:
+    """A module that serves a classifier's answers through a response, for production.
+
+    model: images to logits. response: a Response, or a SPEC such as `top?k=3+round?decimals=2`. helpers: a network for
+    each part of the response that needs one, in order (MAD: a surrogate; adaptive misinformation: one that is trained
+    to be wrong). Raises InputError.
+    """
+    chosen = response_of(Spec.parse_joined(response)) if isinstance(response, str) else response
+    waiting = list(helpers)
+    states: list[nn.Module | None] = []
+    for part in parts_of(chosen):
+        if part.needs_helper and not waiting:
+            raise InputError(f"{part.title} needs a network made beforehand.", "Give it as one of helpers=[…].")
+        states.append(part.begin(waiting.pop(0).eval().requires_grad_(False) if part.needs_helper else None))
+    if waiting:
+        raise InputError(f"{chosen.title} has no use for {len(waiting)} of the helpers.", "Leave them out.")
+    if not isinstance(chosen, Joined):
+        return Guard(model, chosen, states[0]).train(model.training)
+    kept = nn.ModuleList([nn.Identity() if state is None else state for state in states])
+    return Guard(model, chosen, kept).train(model.training)
+
+
+def finite(served: Tensor) -> Tensor:
+    """Served log-probabilities, or logits, with LEAST in place of −inf, so that distances can be measured."""
+    return served.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=LEAST)
