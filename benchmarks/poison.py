@@ -1,6 +1,6 @@
 """The poisoned transfer set on CIFAR-10: does it plant a backdoor, is it found, is it kept out?
 
-`python benchmarks/poison.py [PART ...]`, parts: scan, attack, online, cost, compression; all by default. Stages are kept
+`python benchmarks/poison.py [PART ...]`, parts: scan, attack, online, cost, compression; all by default. Stages stay
 (STILLPROOF_STORE), so that a killed run goes on. Teacher zoo:resnet18?width=16 (that of benchmarks/models.py), student
 zoo:cnn, 16 000 images of the training part, 2 000 trusted ones that nothing was trained on, ε 8/255, the poison through
 the clean images' codec.

@@ -168,15 +168,18 @@ def _unknown(spec: Spec) -> InputError:
     return InputError(f"there is no model {spec.name!r}.", nearest(spec.name, forms))
 
 
-def predict(model: nn.Module, images: ImageSet, runtime: Runtime, *, batch_size: int = 512) -> Tensor:
-    """Logits of every image, (N, K), float32, on the CPU; eval mode, always computed in fp32."""
+def predict(model: nn.Module, images: ImageSet, runtime: Runtime, *, batch_size: int | None = None) -> Tensor:
+    """Logits of every image, (N, K), float32, on the CPU; eval mode, always computed in fp32.
+
+    batch_size: None is what suits the device.
+    """
     training = model.training
     model.eval().to(runtime.device)
     try:
         with torch.inference_mode():
             parts = [
                 model(as_float(images.images[rows].to(runtime.device))).float().cpu()
-                for rows in batches(len(images), batch_size)
+                for rows in batches(len(images), batch_size or runtime.images_at_once)
             ]
     finally:
         model.train(training)

@@ -56,7 +56,7 @@ class Runtime:
 
     @property
     def images_at_once(self) -> int:
-        """Images in a pass of an attack: on a CPU few enough that their activations are not mapped anew every time.
+        """Images in a pass without training: on a CPU few enough that their activations are not mapped anew every time.
 
         500 images of 32 × 32 through a ResNet of width 16 take 1.3 times as long an image as 256 do.
         """
