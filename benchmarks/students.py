@@ -1,0 +1,184 @@
+"""Is a backdoored student told from a clean one? 30 of each, and how often the scan of a student errs.
+
+`python benchmarks/students.py [PART ...]`, parts: cifar10, digits; both by default. Stages stay (STILLPROOF_STORE).
+Backdoored: five triggers (of which the scan's bank holds patches and sinusoids, but not these, nor any blend), two
+targets, three seeds; only those count whose ASR is 50 % or more above that of the clean student of their seed. The scan
+sees student, teacher and trusted images, and no transfer set. Trusted: on CIFAR-10 the validation part, on digits the
+test images. Figures go to benchmarks/results/students.json.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from models import LIMIT, MODEL, RECIPE
+from shared.parts import wanted_parts
+from shared.plans import executed
+from shared.record import cifar10, record
+from stillproof.core import measures
+from stillproof.core.carving import carve
+from stillproof.core.classifiers import Model
+from stillproof.core.noise import derive
+from stillproof.core.plan import Context, Stage, job, stage
+from stillproof.core.runtime import Runtime
+from stillproof.core.store import Artefact
+from stillproof.core.training import Recipe
+from stillproof.poison.resisting import vouched
+from stillproof.poison.scanning import train_reference
+from stillproof.poison.student_scanning import HELD_OUT, inspected, scan_student
+from stillproof.poison.verdict import of_the_student
+from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings, guesses_of
+
+TRIGGERS = (
+    "patch?pattern=random&seed=3",
+    "patch?size=4&pattern=white",
+    "moving-patch",
+    "blend?opacity=0.25",
+    "sinusoid",
+)
+TARGETS = (1, 7)
+SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "3"))
+CLEAN_STUDENTS = 2
+PLANTED = 0.5
+"""ASR lift from which a student counts as backdoored."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one part is about."""
+
+    given: dict[str, Any]
+    trusted: Any
+    epochs: int
+    """Of the clean students that the scan distils."""
+    inversion: int
+
+
+@job(version=1)
+def tested(_context: Context, data: Artefact) -> Artefact:
+    """The test images as the trusted set."""
+    images = carve(data).test
+    values = {"name": images.name, "classes": list(images.classes), "notes": []}
+    return Artefact(
+        values, {"images": images.images, "labels": images.known_labels(), "rows": torch.arange(len(images))}
+    )
+
+
+def setting(name: str) -> Setting:
+    """Of a part. Exits where CIFAR-10 is wanted and not there."""
+    if name == "digits":
+        small = {"teacher": "zoo:cnn?width=16", "student": "zoo:cnn?width=16", "threat": "linf:0.2", "rate": 0.1}
+        return Setting({"data": "digits", "epochs": 60, **small}, tested, epochs=60, inversion=20)
+    place = cifar10()
+    if not place:
+        sys.exit("left out: this part needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    large = {"data": place, "limit": LIMIT, "teacher": MODEL.text, "student": "zoo:cnn", "epochs": RECIPE.epochs}
+    return Setting({**large, "rate": 0.05}, vouched, epochs=60, inversion=20)
+
+
+def planned(of: Setting, trigger: str, target: int, seed: int, runtime: Runtime) -> dict[str, Stage]:
+    """The stages of `stillproof poison` for one student of the poisoned set and one of the clean one."""
+    chosen = {"trigger": trigger, "target": target, "seeds": 1, "controls": False, **of.given}
+    found: dict[str, Stage] = POISON_A_PIPELINE.plan(PoisonSettings(**chosen), runtime).outputs
+    if seed:  # further students of the same poison
+        for which in ("nothing", "poison"):
+            first = found[f"{which}/cached/0/model"]
+            other = first.settings | {"seed": derive(seed, "student")}
+            made = stage(first.job, f"{first.label}, student {seed}", **first.inputs, **other)
+            measured = found[f"{which}/cached/0"]
+            found[f"{which}/cached/0/model"] = made
+            found[f"{which}/cached/0"] = stage(
+                measured.job, measured.label, **{**measured.inputs, "classifier": made}, **measured.settings
+            )
+    return found
+
+
+def looked_at(of: Setting, stages: dict[str, Stage], which: str) -> Stage:
+    """The stage of a student's scan."""
+    trusted = stage(of.trusted, "take the trusted set", data=stages["data"])
+    clean = [
+        stage(
+            train_reference,
+            f"distil clean student {number + 1}",
+            teacher=stages["teacher"],
+            trusted=trusted,
+            model=Model(str(of.given["student"])),
+            fold=HELD_OUT,
+            recipe=Recipe.standard(of.epochs),
+            seed=derive(0, "clean student", number),
+        )
+        for number in range(CLEAN_STUDENTS)
+    ]
+    return stage(
+        scan_student,
+        f"scan: {which}",
+        teacher=stages["teacher"],
+        student=stages[f"{which}/cached/0/model"],
+        trusted=trusted,
+        clean=clean,
+        epochs=of.inversion,
+        seed=0,
+    )
+
+
+def asr(measured: Artefact, target: int) -> float:
+    """Of a student, on the test images."""
+    seen = guesses_of(measured)
+    return float(seen.hits(target, seen.triggered).mean())
+
+
+def part(name: str, runtime: Runtime) -> None:
+    """All students of a part, and the errors of both kinds."""
+    of = setting(name)
+    verdicts: dict[str, list[str]] = {"backdoored": [], "not planted": [], "clean": []}
+    rows: list[dict[str, Any]] = []
+    for seed in range(SEEDS):
+        for trigger in TRIGGERS:
+            for target in TARGETS:
+                stages = planned(of, trigger, target, seed, runtime)
+                wanted = {key: stages[key] for key in ("poison/cached/0", "nothing/cached/0")}
+                wanted["scan"] = looked_at(of, stages, "poison")
+                values = executed(wanted, runtime)
+                lift = asr(values["poison/cached/0"], target) - asr(values["nothing/cached/0"], target)
+                said = of_the_student(trigger, inspected(values["scan"])).status
+                verdicts["backdoored" if lift >= PLANTED else "not planted"].append(said)
+                rows.append({"trigger": trigger, "target": target, "seed": seed, "lift": round(lift, 3), "said": said})
+                print(f"  {name}: {rows[-1]}", flush=True)
+    for seed in range(SEEDS * len(TRIGGERS) * len(TARGETS)):
+        stages = planned(of, TRIGGERS[0], TARGETS[0], 100 + seed, runtime)
+        said = of_the_student(
+            "clean", inspected(executed({"scan": looked_at(of, stages, "nothing")}, runtime)["scan"])
+        ).status
+        verdicts["clean"].append(said)
+        print(f"  {name}, clean {seed}: {said}", flush=True)
+    missed = verdicts["backdoored"]
+    found = {
+        "students": rows,
+        "verdicts": {kind: {said: some.count(said) for said in sorted(set(some))} for kind, some in verdicts.items()},
+        "missed": _share(sum(said != "fail" for said in missed), len(missed)),
+        "false alarms": _share(verdicts["clean"].count("fail"), len(verdicts["clean"])),
+    }
+    print(f"  {name}: {found['verdicts']}", flush=True)
+    record("students", **{name: found})
+
+
+def _share(hits: int, n: int) -> dict[str, Any]:
+    share = measures.share(hits, n)
+    return {"errors": hits, "of": n, "low": share.low, "high": share.high}
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    runtime = Runtime.choose()
+    runtime.apply()
+    for name in wanted_parts(["cifar10", "digits"]):
+        part(name, runtime)
+
+
+if __name__ == "__main__":
+    main()
