@@ -11,15 +11,16 @@ from torch import Tensor
 
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model, predict
-from stillproof.core.distillation import TEACHER, Objective
+from stillproof.core.distillation import TEACHER
 from stillproof.core.images import ImageSet
 from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, job
-from stillproof.core.stages import classifier_of, train_fresh, trained_artefact
+from stillproof.core.stages import classifier_of, trained_artefact
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError, TrainingDiverged
 from stillproof.serving.oracle import Oracle, Reveal
+from stillproof.theft.lesson import Candidate, Lesson, taught
 from stillproof.theft.transfer import Queries, log_probabilities
 
 Origin = Literal["outside", "inside"]
@@ -64,7 +65,7 @@ def signal(context: Context, classifier: Artefact, drawn: Artefact) -> Artefact:
 
 @job(version=2)
 def attempt(
-    context: Context, transfer: Artefact, *, objective: Objective, model: Model, recipe: Recipe, seed: int
+    context: Context, transfer: Artefact, *, objective: Candidate, model: Model, recipe: Recipe, seed: int
 ) -> Artefact:
     """One candidate, trained on four fifths of the queries and scored on the others. One that diverges scores 0."""
     images = images_of(transfer)
@@ -72,14 +73,8 @@ def attempt(
     if not len(held):
         raise InputError(f"{len(images)} queries leave none to choose by.", "Ask for at least 2 of each class.")
     try:
-        student, trained = train_fresh(
-            context,
-            images.subset(kept),
-            objective,
-            model=model,
-            recipe=recipe,
-            seed=seed,
-            columns=_answers(transfer, kept),
+        student, trained = taught(
+            Lesson(context, images.subset(kept), _answers(transfer, kept), model, recipe, seed), objective
         )
     except TrainingDiverged as error:
         return Artefact({"score": 0.0, "loss": WORST, "diverged": error.what})
@@ -99,7 +94,7 @@ def settle(
     attempts: Sequence[Artefact],
     data: Artefact,
     *,
-    objectives: Sequence[Objective],
+    objectives: Sequence[Candidate],
     model: Model,
     recipe: Recipe,
     seed: int,
@@ -114,14 +109,8 @@ def settle(
     chosen = ranked.index(min(ranked))
     images = images_of(transfer)
     everything = torch.arange(len(images))
-    student, trained = train_fresh(
-        context,
-        images,
-        objectives[chosen],
-        model=model,
-        recipe=recipe,
-        seed=seed,
-        columns=_answers(transfer, everything),
+    student, trained = taught(
+        Lesson(context, images, _answers(transfer, everything), model, recipe, seed), objectives[chosen]
     )
     test = carve(data).test
     logits = predict(student, test, context.runtime)

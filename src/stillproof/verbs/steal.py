@@ -14,12 +14,12 @@ from stillproof.verbs import Verb
 from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profile, merged, settings_as_json
 
 if TYPE_CHECKING:  # torch is imported when a plan is made, not when a command line is read
-    from stillproof.core.distillation import Objective
     from stillproof.core.plan import Plan, Stage
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
     from stillproof.theft.account import Account
     from stillproof.theft.hardening import Hardening
+    from stillproof.theft.lesson import Candidate
     from stillproof.theft.thieves import Thief
 
 Listed = Parameter(negative="", consume_multiple=False)
@@ -129,6 +129,7 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     from stillproof.errors import InputError
     from stillproof.serving.oracle import Reveal
     from stillproof.theft import reference
+    from stillproof.theft.lesson import trainings
     from stillproof.theft.stages import HELD_OUT, ask, attempt, draw, settle, signal
     from stillproof.theft.transfer import Queries
 
@@ -157,15 +158,21 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     thief_recipe = Recipe(epochs=settings.thief_epochs, batch_size=50, learning_rate=0.1)
     victims: dict[str, Any] = {"data": data, "model": victim_model, "recipe": recipe, "images": sizes.training}
 
-    def distilled(name: str, transfer: Stage, candidates: Sequence[Objective], seed: int) -> Stage:
+    def distilled(name: str, transfer: Stage, candidates: Sequence[Candidate], seed: int) -> Stage:
         share = round(asked * (1 - HELD_OUT))
         common: dict[str, Any] = {"transfer": transfer, "model": thief_model, "recipe": thief_recipe}
         common["seed"] = derive(seed, "thief")  # a thief does not know the weights that the victim began with
         attempts = [
-            stage(attempt, f"{name}: try {c}", passes=3 * share * thief_recipe.epochs, objective=c, **common)
+            stage(
+                attempt,
+                f"{name}: try {c}",
+                passes=3 * share * thief_recipe.epochs * trainings(c),
+                objective=c,
+                **common,
+            )
             for c in candidates
         ]
-        passes = 3 * asked * thief_recipe.epochs + sizes.test
+        passes = 3 * asked * thief_recipe.epochs * max(map(trainings, candidates)) + sizes.test
         return stage(
             settle, f"{name}: settle", passes=passes, attempts=attempts, data=data, objectives=candidates, **common
         )
@@ -254,7 +261,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
     def logits(name: str) -> list[Any]:
         return [values[f"{seed}/{name}"].tensors["logits"].numpy() for seed in who.seeds]
 
-    def student(name: str, title: str, candidates: Sequence[Objective]) -> Student:
+    def student(name: str, title: str, candidates: Sequence[Candidate]) -> Student:
         found = [values[f"{seed}/{name}"].values for seed in who.seeds]
         return Student(
             title=title,
