@@ -13,7 +13,7 @@ from stillproof.core.runtime import Runtime
 from stillproof.core.store import Store
 from stillproof.errors import InputError
 from stillproof.findings import Finding, Result
-from stillproof.verbs.steal import StealSettings, cast, conclude, plan
+from stillproof.verbs.steal import FIXED_KD, StealSettings, cast, conclude, plan
 
 
 class Silent:
@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "limit": 400,
     "victim": "zoo:cnn?width=6",
     "thief_model": "zoo:cnn?width=6",
+    "thief": ("kd", "kd-unlabelled", "label-only", FIXED_KD),
     "queries": "3/class",
     "seeds": 2,
     "epochs": 4,
@@ -174,8 +175,10 @@ def test_the_reference_and_the_twins_do_not_depend_on_what_they_do_not_use() -> 
 
 
 def test_thieves_who_cannot_work_are_left_out_of_all_and_refused_by_name() -> None:
-    assert set(cast(settings(reveal="label")).thieves) == {"label-only"}
-    assert set(cast(settings(labels=False)).thieves) == {"kd-unlabelled", "label-only"}
+    everyone = ("all",)
+    assert set(cast(settings(reveal="label", thief=everyone)).thieves) == {"label-only"}
+    assert set(cast(settings(labels=False, thief=everyone)).thieves) == {"kd-unlabelled", "label-only"}
+    assert {"kd", "dkd", "markov-kd", FIXED_KD} <= set(cast(settings(thief=everyone)).thieves)
     with pytest.raises(InputError, match="reveals labels alone"):
         cast(settings(reveal="label", thief=("kd",)))
     with pytest.raises(InputError, match="no-labels"):

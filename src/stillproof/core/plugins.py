@@ -62,6 +62,13 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "kd": "stillproof.theft.thieves.kd:KD",
         "kd-unlabelled": "stillproof.theft.thieves.kd_unlabelled:KDUnlabelled",
         "label-only": "stillproof.theft.thieves.label_only:LabelOnly",
+        "top": "stillproof.theft.thieves.top:Top",
+        "dkd": "stillproof.theft.thieves.dkd:DKD",
+        "logit-std": "stillproof.theft.thieves.logit_std:LogitStd",
+        "htc": "stillproof.theft.thieves.htc:HTC",
+        "scm": "stillproof.theft.thieves.scm:SCM",
+        "skeptical": "stillproof.theft.thieves.skeptical:Skeptical",
+        "markov-kd": "stillproof.theft.thieves.markov_kd:MarkovKD",
     },
     "hardening": {
         "ast": "stillproof.theft.hardening.sparse_teacher:SparseTeacher",
