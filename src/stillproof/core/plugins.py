@@ -69,6 +69,10 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "scm": "stillproof.theft.thieves.scm:SCM",
         "skeptical": "stillproof.theft.thieves.skeptical:Skeptical",
         "markov-kd": "stillproof.theft.thieves.markov_kd:MarkovKD",
+        "repeat-averaging": "stillproof.theft.thieves.repeat_averaging:RepeatAveraging",
+        "jacobian": "stillproof.theft.thieves.jacobian:Jacobian",
+        "active": "stillproof.theft.thieves.active:Active",
+        "knockoff": "stillproof.theft.thieves.knockoff:Knockoff",
     },
     "hardening": {
         "ast": "stillproof.theft.hardening.sparse_teacher:SparseTeacher",

@@ -29,6 +29,8 @@ Origin = Literal["outside", "inside"]
 HELD_OUT = 0.2
 """Share of a thief's queries by which it chooses among its candidates."""
 
+HELD = "held"
+"""The tensor that marks, bool, (n,), by which images of a transfer set to choose; without it a fifth is drawn."""
 
 WORST = 1e9
 """The loss of a candidate that diverged."""
@@ -69,7 +71,10 @@ def attempt(
 ) -> Artefact:
     """One candidate, trained on four fifths of the queries and scored on the others. One that diverges scores 0."""
     images = images_of(transfer)
-    kept, held = images.split((1 - HELD_OUT, HELD_OUT), seed)
+    if HELD in transfer.tensors:
+        held, kept = (rows.nonzero().flatten() for rows in (transfer.tensors[HELD], ~transfer.tensors[HELD]))
+    else:
+        kept, held = images.split((1 - HELD_OUT, HELD_OUT), seed)
     if not len(held):
         raise InputError(f"{len(images)} queries leave none to choose by.", "Ask for at least 2 of each class.")
     try:

@@ -52,6 +52,7 @@ class StealSettings(DataSettings):
     queries_from: Literal["outside", "inside"] = Field(
         "outside", description="Images the victim was not trained on (outside), or those it was (inside)."
     )
+    query_data: str | None = Field(None, description="Data SPEC of other people's images, which knockoff asks about.")
     reveal: str = Field("probabilities", description="What an answer holds: logits, probabilities, top-3, label.")
     labels: bool = Field(True, description="Whether the thief knows the true labels of its queries.")
     seeds: int = Field(3, ge=1, description=f"How many seeds. {BY_PROFILE}")
@@ -85,6 +86,7 @@ def cast(settings: StealSettings) -> Cast:
     from stillproof.core.spec import Spec
     from stillproof.errors import InputError
     from stillproof.serving.oracle import Reveal
+    from stillproof.theft.asking import ChoosesQueries
 
     scores = Reveal.parse(settings.reveal).kind != "label"
     defences = {text: build("hardening", Spec.parse(text)) for text in _listed(settings.defence)}
@@ -99,6 +101,8 @@ def cast(settings: StealSettings) -> Cast:
             if thief.needs_labels and not settings.labels
             else "it reads scores, and the oracle reveals labels alone"
             if thief.reads == "scores" and not scores
+            else "it asks about other people's images, and --query-data names none"
+            if isinstance(thief, ChoosesQueries) and thief.wants_others and settings.query_data is None
             else ""
         )
         if not why_not:
@@ -129,6 +133,7 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     from stillproof.errors import InputError
     from stillproof.serving.oracle import Reveal
     from stillproof.theft import reference
+    from stillproof.theft.asking import ChoosesQueries, Situation
     from stillproof.theft.lesson import trainings
     from stillproof.theft.stages import HELD_OUT, ask, attempt, draw, settle, signal
     from stillproof.theft.transfer import Queries
@@ -154,6 +159,7 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
             f"{advice} (a thief holds some out to choose by)"
             + (", or use --queries-from inside." if outside and asked > there else "."),
         )
+    others = None if settings.query_data is None else data_stage(settings.query_data, settings.limit).stage
     recipe = Recipe.standard(settings.epochs)
     thief_recipe = Recipe(epochs=settings.thief_epochs, batch_size=50, learning_rate=0.1)
     victims: dict[str, Any] = {"data": data, "model": victim_model, "recipe": recipe, "images": sizes.training}
@@ -212,9 +218,21 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
             transfer = stage(
                 ask, f"ask {name}, seed {seed}", passes=asked, served=classifier, drawn=drawn, reveal=reveal
             )
+            situation = Situation(
+                serving={"served": classifier, "reveal": reveal},
+                drawn=drawn,
+                data=data,
+                others=others,
+                queries=asked,
+                origin=settings.queries_from,
+                model=thief_model,
+                recipe=thief_recipe,
+                seed=derive(seed, "thief"),
+            )
             for thief_name, thief in who.thieves.items():
                 label = f"{thief.title} from {name}, seed {seed}"
-                outputs[f"{seed}/{name}/{thief_name}"] = distilled(label, transfer, thief.candidates(), seed)
+                own = thief.transfer(f"{label}: ask", situation) if isinstance(thief, ChoosesQueries) else transfer
+                outputs[f"{seed}/{name}/{thief_name}"] = distilled(label, own, thief.candidates(), seed)
         if any(classifier is not victim for classifier in served.values()):
             next_seed = who.seeds[(number + 1) % len(who.seeds)] if len(who.seeds) > 1 else seed + 1
             outputs[f"{seed}/retrained/signal"] = stage(

@@ -118,5 +118,5 @@ class MarkovKD:
             MarkovDistillation(temperature=t, alpha=a, pace=p)
             for t in tried(self.temperature, 1.0, 4.0)
             for a in tried(self.alpha, 0.5, 0.9)
-            for p in tried(self.pace, 1.0, 10.0)
+            for p in tried(self.pace, 1.0, 4.0)
         )
