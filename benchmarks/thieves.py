@@ -2,8 +2,8 @@
 
 `python benchmarks/thieves.py`. A thief that is broken flatters every defence. Victim and student zoo:cnn?width=16,
 10 queries a class, five seeds (STILLPROOF_SEEDS). Every stage is kept (STILLPROOF_STORE), so that a killed run goes on.
-Recorded, but not held to it: thieves who know less than KD does, kd-unlabelled and label-only. Left out: knockoff, whose
-images are not the victim's. With fewer seeds than five it says what it saw, and records nothing.
+Recorded, but not held to it: thieves who know less than KD does, kd-unlabelled and label-only. Left out: knockoff,
+whose images are not the victim's. With fewer seeds than five it says what it saw, and records nothing.
 Figures go to benchmarks/results/thieves.json.
 """
 

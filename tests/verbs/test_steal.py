@@ -150,6 +150,33 @@ def test_a_victim_that_was_brought_along_or_wavers_is_said_to(tmp_path: Path) ->
     assert any("differently each time" in line for line in said)
 
 
+def test_thieves_who_choose_their_queries_spend_what_the_others_do(tmp_path: Path) -> None:
+    choosing = ("repeat-averaging", "jacobian?rounds=1", "active?rounds=1", "active?choose=k-centre&rounds=1")
+    changes: dict[str, Any] = {"victim": "tests.victims:wavering", "seeds": 1, "thief_epochs": 2}
+    fixed = [f"{name}{'&' if '?' in name else '?'}temperature=4&alpha=0.9" for name in choosing]
+    thieves = ("label-only", *fixed, "knockoff?temperature=1")
+    result = run(settings(thief=thieves, query_data="digits", **changes), tmp_path)
+    (table,) = [table for table in result.tables if table.title == "Thieves of victim"]
+    titles = [row[0] for row in table.rows]
+    assert titles[1].startswith("repeat-averaging, 4 times")  # type: ignore[union-attr]
+    assert [row[-2:] for row in table.rows] == 6 * [[30, 30 * 320]]
+    said = result.findings[0].evidence
+    assert any("only repeat-averaging asks about an image again" in line for line in said)
+
+
+def test_knockoff_needs_other_people_s_images() -> None:
+    assert "knockoff" not in cast(settings(thief=("all",))).thieves
+    assert "knockoff" in cast(settings(thief=("all",), query_data="digits")).thieves
+    with pytest.raises(InputError, match="--query-data names none"):
+        cast(settings(thief=("knockoff",)))
+
+
+def test_a_run_with_all_thieves_can_be_planned_and_shares_what_they_share() -> None:
+    planned = plan(settings(thief=("all",), query_data="digits"), Runtime.choose())
+    few = plan(settings(), Runtime.choose())
+    assert {few.key(found) for found in few.order} <= {planned.key(found) for found in planned.order}
+
+
 def test_a_small_run_keeps_the_parts_of_a_large_one_apart() -> None:
     from stillproof.core.carving import carve, load_data
     from stillproof.core.plan import Context

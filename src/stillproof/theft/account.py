@@ -136,7 +136,9 @@ class Account:
 
     def _circumstances(self, served: str) -> list[str]:
         unknown = "The victim was brought along: that these queries were not among its training images is not known."
-        random = "The victim answers the same image differently each time: each query was asked once."
+        random = (
+            "The victim answers the same image differently each time: only repeat-averaging asks about an image again."
+        )
         return [
             self._floor(served),
             *([unknown] if self.brought else []),
