@@ -113,6 +113,14 @@ def test_all_thieves_choose_by_the_same_images(name: str, drawn: Artefact, data:
     assert not set(rows(images_of(made).subset((~marked).nonzero().flatten()))) & set(rows(images.subset(held)))
 
 
+@pytest.mark.parametrize("name", EVERYONE)
+def test_without_labels_the_same_images_are_asked_about(name: str, drawn: Artefact, data: Artefact) -> None:
+    unlabelled = Artefact(drawn.values, {"images": drawn.tensors["images"]})
+    made = asked_by(name, unlabelled, data, served(drawn))
+    assert images_of(made).labels is None
+    assert made.values["queries"] == 60
+
+
 def test_an_attempt_scores_by_what_is_held_out(drawn: Artefact, data: Artefact) -> None:
     from stillproof.core.distillation import Distillation
 

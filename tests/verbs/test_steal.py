@@ -164,6 +164,13 @@ def test_thieves_who_choose_their_queries_spend_what_the_others_do(tmp_path: Pat
     assert any("only repeat-averaging asks about an image again" in line for line in said)
 
 
+def test_who_takes_no_labels_can_choose_queries_without() -> None:
+    for name in ("repeat-averaging", "jacobian", "active"):
+        assert f"{name}?alpha=1" in cast(settings(labels=False, thief=(f"{name}?alpha=1",))).thieves
+        with pytest.raises(InputError, match="no-labels"):
+            cast(settings(labels=False, thief=(name,)))
+
+
 def test_knockoff_needs_other_people_s_images() -> None:
     assert "knockoff" not in cast(settings(thief=("all",))).thieves
     assert "knockoff" in cast(settings(thief=("all",), query_data="digits")).thieves

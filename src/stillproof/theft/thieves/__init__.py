@@ -14,10 +14,12 @@ class Thief(Protocol):
     The answers reach its objectives as the column `teacher`: log-probabilities, (N, K), -inf where 0.
     """
 
-    needs_labels: ClassVar[bool]
-    """Whether it uses the true labels of its queries."""
     reads: ClassVar[Literal["scores", "label"]]
     """What an answer must hold for it: scores of classes, or the class alone."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it uses the true labels of its queries."""
 
     @property
     def title(self) -> str:

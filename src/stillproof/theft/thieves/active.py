@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -68,6 +68,8 @@ def ask_actively(
     work.keep(begun, work.asked(begun))
     parts = carve(data)
     there = parts.pool if origin == "outside" else parts.training
+    if work.images.labels is None:
+        there = replace(there, labels=None)
     for number, many in enumerate(shares(work.left, rounds)):
         if not many:
             continue
@@ -105,7 +107,6 @@ class Active:
     temperature: float | None = None
     alpha: float | None = None
 
-    needs_labels: ClassVar[bool] = True
     reads: ClassVar[Literal["scores", "label"]] = "scores"
     wants_others: ClassVar[bool] = False
 
@@ -113,6 +114,10 @@ class Active:
         if not 1 <= self.rounds < BUDGET:
             raise InputError(f"rounds={self.rounds} is no active learning.", f"Use 1 to {BUDGET - 1}.")
         self.candidates()
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.alpha != 1
 
     @property
     def title(self) -> str:

@@ -76,7 +76,6 @@ class Jacobian:
     temperature: float | None = None
     alpha: float | None = None
 
-    needs_labels: ClassVar[bool] = True
     reads: ClassVar[Literal["scores", "label"]] = "scores"
     wants_others: ClassVar[bool] = False
 
@@ -87,6 +86,10 @@ class Jacobian:
                 f"ε is above 0 and at most 1, the rounds 1 to {BUDGET - 1}.",
             )
         self.candidates()
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.alpha != 1
 
     @property
     def title(self) -> str:

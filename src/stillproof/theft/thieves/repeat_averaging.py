@@ -53,7 +53,6 @@ class RepeatAveraging:
     temperature: float | None = None
     alpha: float | None = None
 
-    needs_labels: ClassVar[bool] = True
     reads: ClassVar[Literal["scores", "label"]] = "scores"
     wants_others: ClassVar[bool] = False
 
@@ -61,6 +60,10 @@ class RepeatAveraging:
         self.candidates()
         if not 2 <= self.times <= 1000:
             raise InputError(f"times={self.times} is no repetition.", "Use 2 to 1000.")
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.alpha != 1
 
     @property
     def title(self) -> str:
