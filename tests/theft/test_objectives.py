@@ -1,5 +1,8 @@
 """What each adaptive thief's loss promises, against an independent computation."""
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -17,7 +20,7 @@ from stillproof.core.sources import DataSource
 from stillproof.core.spec import Spec
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError
-from stillproof.theft.lesson import BUDGET, Lesson, taught, trainings
+from stillproof.theft.lesson import BUDGET, Candidate, Lesson, taught, trainings
 from stillproof.theft.thieves.htc import Composition, composed
 from stillproof.theft.thieves.markov_kd import MarkovDistillation, MarkovTeacher
 from stillproof.theft.thieves.scm import SCM, Sequence, contrast
@@ -318,3 +321,36 @@ def test_a_course_does_not_depend_on_what_ran_before_it(toy: ImageSet) -> None:
             student, _ = taught(lesson(toy, answers), candidate)
             found.append(predict(student, toy, Runtime.choose()))
         assert torch.equal(*found)
+
+
+class KilledError(Exception):
+    """What stands for the end of the process."""
+
+
+@pytest.mark.parametrize(
+    "candidate",
+    [
+        MarkovDistillation(temperature=1, alpha=0.5, pace=10),
+        SkepticalDistillation(temperature=4, alpha=0.9, depth=0.34),
+        Sequence(temperature=4, weight=0.1, length=2),
+    ],
+)
+def test_a_killed_course_goes_on_to_the_same_student(candidate: Candidate, toy: ImageSet, tmp_path: Path) -> None:
+    answers = torch.randn(len(toy), 3, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+    whole, _ = taught(lesson(toy, answers, epochs=4), candidate)
+    steps: list[int] = []
+
+    def kill(_done: int, _of: int, _note: str) -> None:
+        steps.append(1)
+        if len(steps) == 4 * trainings(candidate) - 1:  # in the last epoch but one of the last student
+            raise KilledError
+
+    plain = lesson(toy, answers, epochs=4)
+    checkpoint = tmp_path / "course.ckpt"
+    dying = Context(plain.context.runtime, checkpoint, checkpoint_seconds=0, advance=kill)
+    with pytest.raises(KilledError):
+        taught(replace(plain, context=dying), candidate)
+    assert checkpoint.exists()
+    resumed = Context(plain.context.runtime, checkpoint, checkpoint_seconds=0)
+    student, _ = taught(replace(plain, context=resumed), candidate)
+    assert torch.equal(predict(student, toy, plain.context.runtime), predict(whole, toy, plain.context.runtime))
