@@ -42,15 +42,15 @@ def ask_augmented(
     *,
     rounds: int,
     epsilon: float,
+    views: float,
     model: Model,
     recipe: Recipe,
     seed: int,
     **serving: Any,
 ) -> Artefact:
-    """Half of what is left for seeds, then in each round a student of all so far and views of some of it."""
+    """Seeds, then in each round a student of all so far and views of some of it: a share `views` of what is left."""
     work = Questioning(context, drawn, seed, **serving)
-    half = work.left - work.left // 2
-    seeds = work.rest.subset(portion(work.rest, half, seed))
+    seeds = work.rest.subset(portion(work.rest, work.left - int(views * work.left), seed))
     work.keep(seeds, work.asked(seeds))
     for number, many in enumerate(shares(work.left, rounds)):
         if not many:
@@ -58,8 +58,8 @@ def ask_augmented(
         student = work.substitute(model, recipe, derive(seed, "substitute", number))
         images, answers = work.known()
         rows = permutation(len(images), derive(seed, "augmented", number))[:many]
-        views = augmented(student, images.subset(rows), answers[rows].argmax(dim=1), epsilon)
-        work.keep(views, work.asked(views))
+        moved = augmented(student, images.subset(rows), answers[rows].argmax(dim=1), epsilon)
+        work.keep(moved, work.asked(moved))
     return work.artefact()
 
 
@@ -67,12 +67,14 @@ def ask_augmented(
 class Jacobian:
     """Jacobian-based augmentation (Papernot et al. 2017, arXiv 1602.02697): views x + ε·sign(∂f_y/∂x) of the thief's f.
 
-    The paper doubles its set in each round; here half of the budget goes to seeds and the other half, in equal rounds,
-    to views of images drawn from all so far. A view is one query, and its label is taken to be that of its seed.
+    The paper begins with few seeds and doubles its set in each round. Here images are not scarce, and a thief who asks
+    about views instead of images falls behind KD: of what it may ask besides the held-out fifth, a share `views` is
+    views, in equal rounds, of images drawn from all so far. A view is one query; its label is taken to be its seed's.
     """
 
     epsilon: float = 0.1
     rounds: int = 4
+    views: float = 0.25
     temperature: float | None = None
     alpha: float | None = None
 
@@ -80,10 +82,10 @@ class Jacobian:
     wants_others: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not 0 < self.epsilon <= 1 or not 1 <= self.rounds < BUDGET:
+        if not 0 < self.epsilon <= 1 or not 1 <= self.rounds < BUDGET or not 0 < self.views < 1:
             raise InputError(
-                f"epsilon={self.epsilon:g}, rounds={self.rounds} is no augmentation.",
-                f"ε is above 0 and at most 1, the rounds 1 to {BUDGET - 1}.",
+                f"epsilon={self.epsilon:g}, rounds={self.rounds}, views={self.views:g} is no augmentation.",
+                f"ε is above 0 and at most 1, the rounds 1 to {BUDGET - 1}, the share of views in (0, 1).",
             )
         self.candidates()
 
@@ -108,6 +110,7 @@ class Jacobian:
             drawn=situation.drawn,
             rounds=self.rounds,
             epsilon=self.epsilon,
+            views=self.views,
             **situation.training,
             **situation.serving,
         )
