@@ -97,3 +97,7 @@ class Wavering(Certain):
 
 def wavering(channels: int, size: int, classes: int) -> nn.Module:
     return Wavering(channels, size, classes)
+
+
+def linear(channels: int, size: int, classes: int) -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(channels * size * size, classes))

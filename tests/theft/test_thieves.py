@@ -1,15 +1,24 @@
 """Every thief of the table: what it promises holds, and what it reads is all it reads."""
 
+import math
+from dataclasses import asdict, is_dataclass
+
 import pytest
 import torch
 
+from stillproof.core.classifiers import Model
 from stillproof.core.distillation import TEACHER, Batch
-from stillproof.core.images import ImageSet
+from stillproof.core.images import ImageSet, as_float
 from stillproof.core.noise import Noise
+from stillproof.core.plan import Context
 from stillproof.core.plugins import BUILT_IN, build
+from stillproof.core.runtime import Runtime
 from stillproof.core.spec import Spec
+from stillproof.core.training import Recipe
 from stillproof.errors import InputError
 from stillproof.theft import reference
+from stillproof.theft.asking import ChoosesQueries
+from stillproof.theft.lesson import BUDGET, Course, Lesson, trainings
 from stillproof.theft.thieves import Thief
 from stillproof.theft.transfer import Queries
 
@@ -22,16 +31,52 @@ def thief(text: str) -> Thief:
 
 
 def losses(name: str, *, labelled: bool, answers: torch.Tensor) -> list[float]:
+    """The loss of each candidate on one batch; for a course, that of its last student after one epoch."""
     torch.manual_seed(0)
     model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4))
     index = torch.arange(8)
     labels = index % 4 if labelled else None
-    images = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(1))
-    batch = Batch(images, labels, index, {TEACHER: answers}, Noise(0, index, 0))
-    return [float(candidate(model, batch).detach()) for candidate in thief(name).candidates()]
+    images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    batch = Batch(as_float(images), labels, index, {TEACHER: answers}, Noise(0, index, 0))
+    given = ImageSet(images, labels, ("a", "b", "c", "d"), "eight")
+    lesson = Lesson(CONTEXT, given, {TEACHER: answers}, Model("zoo:cnn?width=4"), Recipe(epochs=1, batch_size=8), 0)
+    return [
+        candidate.train(lesson)[1].loss if isinstance(candidate, Course) else float(candidate(model, batch).detach())
+        for candidate in thief(name).candidates()
+    ]
 
 
+CONTEXT = Context(Runtime.choose())
 ANSWERS = torch.randn(8, 4, generator=torch.Generator().manual_seed(2)).log_softmax(1)
+
+
+def spent(name: str) -> int:
+    """Trainings that a thief spends before it settles."""
+    found = thief(name)
+    choosing = found.substitutes if isinstance(found, ChoosesQueries) else 0
+    return choosing + sum(trainings(candidate) for candidate in found.candidates())
+
+
+@pytest.mark.parametrize("name", THIEVES)
+def test_a_thief_stays_within_the_budget(name: str) -> None:
+    assert 1 <= spent(name) <= BUDGET
+
+
+@pytest.mark.parametrize("name", THIEVES)
+def test_what_a_thief_tries_can_be_part_of_a_key(name: str) -> None:
+    for candidate in thief(name).candidates():
+        assert is_dataclass(candidate)
+        assert type(candidate).__dataclass_params__.frozen  # type: ignore[attr-defined]
+        assert candidate == type(candidate)(**asdict(candidate))  # type: ignore[call-overload]
+
+
+@pytest.mark.parametrize("kept", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", THIEVES)
+def test_no_thief_stumbles_over_a_probability_of_zero(name: str, kept: int) -> None:
+    """Labels are among the hidden classes as well."""
+    smallest = ANSWERS.topk(kept, dim=1).values[:, -1:]
+    hidden = ANSWERS.masked_fill(smallest > ANSWERS, -torch.inf).log_softmax(1)
+    assert all(math.isfinite(loss) for loss in losses(name, labelled=True, answers=hidden))
 
 
 @pytest.mark.parametrize("name", THIEVES)
@@ -68,12 +113,12 @@ def test_a_fixed_thief_tries_one_thing_and_is_named_for_it() -> None:
 
 
 def test_t_one_is_among_what_every_soft_thief_tries() -> None:
-    for name in ("kd", "kd-unlabelled"):
+    for name in ("kd", "kd-unlabelled", "top", "dkd", "logit-std", "scm", "skeptical", "markov-kd"):
         assert any(candidate.temperature == 1 for candidate in thief(name).candidates())  # type: ignore[attr-defined]
 
 
 def test_the_reference_is_tuned_as_hard_as_the_thief_who_tunes_most() -> None:
-    assert len(reference.candidates()) >= max(len(thief(name).candidates()) for name in THIEVES)
+    assert len(reference.candidates()) == max(spent(name) for name in THIEVES) == BUDGET
     assert reference.candidates()[0].label_smoothing == 0
 
 

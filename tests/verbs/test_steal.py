@@ -13,7 +13,7 @@ from stillproof.core.runtime import Runtime
 from stillproof.core.store import Artefact, Store
 from stillproof.errors import InputError
 from stillproof.findings import Finding, Result
-from stillproof.verbs.steal import StealSettings, cast, conclude, models, plan
+from stillproof.verbs.steal import FIXED_KD, StealSettings, cast, conclude, models, plan
 
 
 class Silent:
@@ -27,6 +27,7 @@ SMALL: dict[str, Any] = {
     "limit": 400,
     "victim": "zoo:cnn?width=6",
     "thief_model": "zoo:cnn?width=6",
+    "thief": ("kd", "kd-unlabelled", "label-only", FIXED_KD),
     "queries": "3/class",
     "seeds": 2,
     "epochs": 4,
@@ -199,7 +200,8 @@ def test_more_seeds_keep_the_stages_of_fewer() -> None:
 
 @pytest.mark.parametrize("reveal", ["probabilities", "label"])
 def test_nothing_leaks_the_true_label_through_an_oracle_of_random_labels(reveal: str, tmp_path: Path) -> None:
-    changes = {"victim": "tests.victims:random_labels", "queries": "10/class", "seeds": 3, "thief_epochs": 20}
+    changes: dict[str, Any] = {"victim": "tests.victims:random_labels", "queries": "10/class", "seeds": 3}
+    changes |= {"thief_epochs": 20} | ({"thief": ("label-only",)} if reveal == "label" else {})
     result = run(settings(limit=None, thief_model="zoo:cnn?width=8", reveal=reveal, **changes), tmp_path)
     (table,) = [table for table in result.tables if table.title == "Thieves of victim"]
     for row in table.rows:
@@ -228,6 +230,40 @@ def test_a_victim_that_was_brought_along_or_wavers_is_said_to(tmp_path: Path) ->
     assert any("differently each time" in line for line in said)
 
 
+def test_thieves_who_choose_their_queries_spend_what_the_others_do(tmp_path: Path) -> None:
+    choosing = ("repeat-averaging", "jacobian?rounds=1", "active?rounds=1", "active?choose=k-centre&rounds=1")
+    changes: dict[str, Any] = {"victim": "tests.victims:wavering", "seeds": 1, "thief_epochs": 2}
+    fixed = [f"{name}{'&' if '?' in name else '?'}temperature=4&alpha=0.9" for name in choosing]
+    thieves = ("label-only", *fixed, "knockoff?temperature=1")
+    result = run(settings(thief=thieves, query_data="digits", **changes), tmp_path)
+    (table,) = [table for table in result.tables if table.title == "Thieves of victim"]
+    titles = [row[0] for row in table.rows]
+    assert titles[1].startswith("repeat-averaging, 4 times")  # type: ignore[union-attr]
+    assert [row[-2:] for row in table.rows] == 6 * [[30, 30 * 320]]
+    said = result.findings[0].evidence
+    assert any("only repeat-averaging asks about an image again" in line for line in said)
+
+
+def test_who_takes_no_labels_can_choose_queries_without() -> None:
+    for name in ("repeat-averaging", "jacobian", "active"):
+        assert f"{name}?alpha=1" in cast(settings(labels=False, thief=(f"{name}?alpha=1",))).thieves
+        with pytest.raises(InputError, match="no-labels"):
+            cast(settings(labels=False, thief=(name,)))
+
+
+def test_knockoff_needs_other_people_s_images() -> None:
+    assert "knockoff" not in cast(settings(thief=("all",))).thieves
+    assert "knockoff" in cast(settings(thief=("all",), query_data="digits")).thieves
+    with pytest.raises(InputError, match="--query-data names none"):
+        cast(settings(thief=("knockoff",)))
+
+
+def test_a_run_with_all_thieves_can_be_planned_and_shares_what_they_share() -> None:
+    planned = plan(settings(thief=("all",), query_data="digits"), Runtime.choose())
+    few = plan(settings(), Runtime.choose())
+    assert {few.key(found) for found in few.order} <= {planned.key(found) for found in planned.order}
+
+
 def test_a_small_run_keeps_the_parts_of_a_large_one_apart() -> None:
     from stillproof.core.carving import carve, load_data
     from stillproof.core.plan import Context
@@ -254,8 +290,10 @@ def test_the_reference_and_the_twins_do_not_depend_on_what_they_do_not_use() -> 
 
 
 def test_thieves_who_cannot_work_are_left_out_of_all_and_refused_by_name() -> None:
-    assert set(cast(settings(reveal="label")).thieves) == {"label-only"}
-    assert set(cast(settings(labels=False)).thieves) == {"kd-unlabelled", "label-only"}
+    everyone = ("all",)
+    assert set(cast(settings(reveal="label", thief=everyone)).thieves) == {"label-only"}
+    assert set(cast(settings(labels=False, thief=everyone)).thieves) == {"kd-unlabelled", "label-only"}
+    assert {"kd", "dkd", "markov-kd", FIXED_KD} <= set(cast(settings(thief=everyone)).thieves)
     with pytest.raises(InputError, match="reveals labels alone"):
         cast(settings(reveal="label", thief=("kd",)))
     with pytest.raises(InputError, match="no-labels"):

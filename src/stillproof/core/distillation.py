@@ -3,6 +3,7 @@ their hyper-parameters."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,6 +18,12 @@ from stillproof.errors import InputError
 
 TEACHER = "teacher"
 """The column that holds a teacher's logits (or log-probabilities: softmax cannot tell), (N, K)."""
+
+NO_CHANCE = -1e4
+"""The logarithm that stands for that of 0: exp of it is 0, and 0 times it is 0 where 0 times -inf would be NaN."""
+
+LEAST = 1e-8
+"""What a class of probability 0 counts as where only a finite logit will do: below a float's rounding of 1."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +71,9 @@ def kd_divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tenso
 
     student, teacher: logits, (N, K). Returns a scalar.
     The factor T² keeps the gradient's size as T grows. Source: Hinton et al. 2015, arXiv 1503.02531.
+    A teacher's logit of -inf is a probability of 0 at every temperature.
     """
-    target = F.log_softmax(teacher / temperature, dim=1)
+    target = F.log_softmax(teacher / temperature, dim=1).clamp(min=NO_CHANCE)
     output = F.log_softmax(student / temperature, dim=1)
     return F.kl_div(output, target, reduction="batchmean", log_target=True) * temperature**2
 
@@ -120,7 +128,7 @@ def dkd_divergences(student: Tensor, teacher: Tensor, labels: Tensor, temperatur
     true = F.one_hot(labels, student.shape[1]).bool()
 
     def parts(logits: Tensor) -> tuple[Tensor, Tensor]:
-        logs = F.log_softmax(logits / temperature, dim=1)
+        logs = F.log_softmax(logits / temperature, dim=1).clamp(min=NO_CHANCE)
         rest = logs[~true].view(len(logs), -1)
         others = rest.logsumexp(dim=1, keepdim=True)
         return torch.cat([logs[true][:, None], others], dim=1), rest - others
@@ -159,6 +167,12 @@ class DKD:
         return f"T = {self.temperature:g}, α = {self.alpha:g}, β = {self.beta:g}"
 
 
+def completed(logits: Tensor) -> Tensor:
+    """The logits, (N, K), with those of -inf replaced by that of the probability LEAST; finite ones stay."""
+    least = logits.logsumexp(dim=1, keepdim=True) + math.log(LEAST)
+    return torch.where(logits == -torch.inf, least, logits)
+
+
 def standardised(logits: Tensor) -> Tensor:
     """Each row less its mean, over its standard deviation, or over .01 if that is larger. logits: (N, K).
 
@@ -192,7 +206,7 @@ class StandardisedDistillation:
             raise InputError(
                 "logit standardisation says nothing of two classes: their z-scores are always ±0.7.", "Use kd."
             )
-        taught = standardised(batch.teacher_logits(output.shape[1]))
+        taught = standardised(completed(batch.teacher_logits(output.shape[1])))
         loss = self.weight * kd_divergence(standardised(output), taught, self.temperature)
         if self.label_weight > 0:
             loss = loss + self.label_weight * F.cross_entropy(output, batch.known_labels())

@@ -96,6 +96,21 @@ def passes_by_layer(model: nn.Module, images: Tensor) -> tuple[dict[str, Pass], 
     return found, logits
 
 
+def feature_maps(model: nn.Module, images: Tensor) -> dict[str, Tensor]:
+    """The maps, (n, C, H, W), that the model's outermost layers give of these images, in the order they are made.
+
+    A layer within another that gives a map itself is not listed.
+    """
+    passes, _ = passes_by_layer(model, images)
+    found = {layer: kept for layer, made in passes.items() if (kept := _as_form(made.output, "map")) is not None}
+
+    def is_inside(layer: str) -> bool:
+        parts = layer.split(".")
+        return any(".".join(parts[:depth]) in found for depth in range(1, len(parts)))
+
+    return {layer: kept for layer, kept in found.items() if not is_inside(layer)}
+
+
 def _as_form(output: object, form: Form) -> Tensor | None:
     """The output in the form that is needed, or None if it has another.
 

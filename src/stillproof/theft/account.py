@@ -167,7 +167,9 @@ class Account:
     def _circumstances(self, served: str) -> list[str]:
         unknown = "The victim was brought along: that these queries were not among its training images is not known."
         untrained = "The training of this defence diverged: what the thieves asked is an untrained network (SP-T4)."
-        random = "The victim answers the same image differently each time: each query was asked once."
+        random = (
+            "The victim answers the same image differently each time: only repeat-averaging asks about an image again."
+        )
         return [
             self._floor(served),
             *([unknown] if self.brought else []),

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model, predict
-from stillproof.core.distillation import TEACHER, Objective
+from stillproof.core.distillation import TEACHER
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, job
-from stillproof.core.stages import classifier_of, train_fresh, trained_artefact
+from stillproof.core.stages import classifier_of, trained_artefact
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError, TrainingDiverged
@@ -24,6 +24,7 @@ from stillproof.serving.calibration import calibrated
 from stillproof.serving.guard import finite, guard
 from stillproof.serving.oracle import Oracle, Reveal
 from stillproof.serving.responses import Response
+from stillproof.theft.lesson import Candidate, Lesson, taught
 from stillproof.theft.transfer import Queries, log_probabilities
 
 Origin = Literal["outside", "inside"]
@@ -32,6 +33,8 @@ Origin = Literal["outside", "inside"]
 HELD_OUT = 0.2
 """Share of a thief's queries by which it chooses among its candidates."""
 
+HELD = "held"
+"""The tensor that marks, bool, (n,), by which images of a transfer set to choose; without it a fifth is drawn."""
 
 WORST = 1e9
 """The loss of a candidate that diverged."""
@@ -62,18 +65,40 @@ def ask(
 ) -> Artefact:
     """Query the served classifier: the thief's images with the answers."""
     images = images_of(drawn)
-    oracle = Oracle(
-        classifier_of(served, context),
-        reveal,
-        context.runtime,
-        budget=len(images),
-        response=None if response is None else tuned(response, calibration),
-        helpers=[classifier_of(helper, context) for helper in helpers],
+    oracle = opened(
+        context,
+        len(images),
+        served=served,
+        helpers=helpers,
+        calibration=calibration,
+        reveal=reveal,
+        response=response,
     )
     answers = log_probabilities(oracle.ask(images), reveal, len(images.classes))
     values = {**drawn.values, "queries": oracle.queries, "bits": oracle.bits}
     cost = Cost(queries=oracle.queries, forwards=oracle.queries * (1 + len(helpers)))
     return Artefact(values, {**drawn.tensors, TEACHER: answers}, cost)
+
+
+def opened(
+    context: Context,
+    budget: int,
+    *,
+    served: Artefact,
+    reveal: Reveal,
+    response: Response | None = None,
+    helpers: Sequence[Artefact] = (),
+    calibration: Artefact | None = None,
+) -> Oracle:
+    """The oracle of a served classifier, behind its response if it has one."""
+    return Oracle(
+        classifier_of(served, context),
+        reveal,
+        context.runtime,
+        budget=budget,
+        response=None if response is None else tuned(response, calibration),
+        helpers=[classifier_of(helper, context) for helper in helpers],
+    )
 
 
 @job(version=2)
@@ -159,22 +184,19 @@ def _served_logits(
 
 @job(version=2)
 def attempt(
-    context: Context, transfer: Artefact, *, objective: Objective, model: Model, recipe: Recipe, seed: int
+    context: Context, transfer: Artefact, *, objective: Candidate, model: Model, recipe: Recipe, seed: int
 ) -> Artefact:
     """One candidate, trained on four fifths of the queries and scored on the others. One that diverges scores 0."""
     images = images_of(transfer)
-    kept, held = images.split((1 - HELD_OUT, HELD_OUT), seed)
+    if HELD in transfer.tensors:
+        held, kept = (rows.nonzero().flatten() for rows in (transfer.tensors[HELD], ~transfer.tensors[HELD]))
+    else:
+        kept, held = images.split((1 - HELD_OUT, HELD_OUT), seed)
     if not len(held):
         raise InputError(f"{len(images)} queries leave none to choose by.", "Ask for at least 2 of each class.")
     try:
-        student, trained = train_fresh(
-            context,
-            images.subset(kept),
-            objective,
-            model=model,
-            recipe=recipe,
-            seed=seed,
-            columns=_answers(transfer, kept),
+        student, trained = taught(
+            Lesson(context, images.subset(kept), _answers(transfer, kept), model, recipe, seed), objective
         )
     except TrainingDiverged as error:
         return Artefact({"score": 0.0, "loss": WORST, "diverged": error.what})
@@ -194,7 +216,7 @@ def settle(
     attempts: Sequence[Artefact],
     data: Artefact,
     *,
-    objectives: Sequence[Objective],
+    objectives: Sequence[Candidate],
     model: Model,
     recipe: Recipe,
     seed: int,
@@ -209,14 +231,8 @@ def settle(
     chosen = ranked.index(min(ranked))
     images = images_of(transfer)
     everything = torch.arange(len(images))
-    student, trained = train_fresh(
-        context,
-        images,
-        objectives[chosen],
-        model=model,
-        recipe=recipe,
-        seed=seed,
-        columns=_answers(transfer, everything),
+    student, trained = taught(
+        Lesson(context, images, _answers(transfer, everything), model, recipe, seed), objectives[chosen]
     )
     test = carve(data).test
     logits = predict(student, test, context.runtime)

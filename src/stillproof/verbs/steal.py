@@ -14,12 +14,12 @@ from stillproof.verbs import Verb
 from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profile, merged, settings_as_json
 
 if TYPE_CHECKING:  # torch is imported when a plan is made, not when a command line is read
-    from stillproof.core.distillation import Objective
     from stillproof.core.plan import Plan, Stage
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
     from stillproof.theft.account import Account
     from stillproof.theft.defences import Defence
+    from stillproof.theft.lesson import Candidate
     from stillproof.theft.thieves import Thief
 
 Listed = Parameter(negative="", consume_multiple=False)
@@ -52,6 +52,7 @@ class StealSettings(DataSettings):
     queries_from: Literal["outside", "inside"] = Field(
         "outside", description="Images the victim was not trained on (outside), or those it was (inside)."
     )
+    query_data: str | None = Field(None, description="Data SPEC of other people's images, which knockoff asks about.")
     reveal: str = Field("probabilities", description="What an answer holds: logits, probabilities, top-3, label.")
     labels: bool = Field(True, description="Whether the thief knows the true labels of its queries.")
     seeds: int = Field(3, ge=1, description=f"How many seeds. {BY_PROFILE}")
@@ -88,6 +89,7 @@ def cast(settings: StealSettings) -> Cast:
     from stillproof.core.spec import Spec
     from stillproof.errors import InputError
     from stillproof.serving.oracle import Reveal
+    from stillproof.theft.asking import ChoosesQueries
     from stillproof.theft.defences import Defence
 
     scores = Reveal.parse(settings.reveal).kind != "label"
@@ -103,6 +105,8 @@ def cast(settings: StealSettings) -> Cast:
             if thief.needs_labels and not settings.labels
             else "it reads scores, and the oracle reveals labels alone"
             if thief.reads == "scores" and not scores
+            else "it asks about other people's images, and --query-data names none"
+            if isinstance(thief, ChoosesQueries) and thief.wants_others and settings.query_data is None
             else ""
         )
         if not why_not:
@@ -135,7 +139,9 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     from stillproof.errors import InputError
     from stillproof.serving.oracle import Reveal
     from stillproof.theft import reference
+    from stillproof.theft.asking import ChoosesQueries, Situation
     from stillproof.theft.defences import Served, served_by
+    from stillproof.theft.lesson import trainings
     from stillproof.theft.stages import HELD_OUT, answer_test, ask, attempt, calibrate, draw, settle, signal
     from stillproof.theft.transfer import Queries
 
@@ -160,19 +166,26 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
             f"{advice} (a thief holds some out to choose by)"
             + (", or use --queries-from inside." if outside and asked > there else "."),
         )
+    others = None if settings.query_data is None else data_stage(settings.query_data, settings.limit).stage
     recipe = Recipe.standard(settings.epochs)
     thief_recipe = Recipe(epochs=settings.thief_epochs, batch_size=50, learning_rate=0.1)
     victims: dict[str, Any] = {"data": data, "model": victim_model, "recipe": recipe, "images": sizes.training}
 
-    def distilled(name: str, transfer: Stage, candidates: Sequence[Objective], seed: int) -> Stage:
+    def distilled(name: str, transfer: Stage, candidates: Sequence[Candidate], seed: int) -> Stage:
         share = round(asked * (1 - HELD_OUT))
         common: dict[str, Any] = {"transfer": transfer, "model": thief_model, "recipe": thief_recipe}
         common["seed"] = derive(seed, "thief")  # a thief does not know the weights that the victim began with
         attempts = [
-            stage(attempt, f"{name}: try {c}", passes=3 * share * thief_recipe.epochs, objective=c, **common)
+            stage(
+                attempt,
+                f"{name}: try {c}",
+                passes=3 * share * thief_recipe.epochs * trainings(c),
+                objective=c,
+                **common,
+            )
             for c in candidates
         ]
-        passes = 3 * asked * thief_recipe.epochs + sizes.test
+        passes = 3 * asked * thief_recipe.epochs * max(map(trainings, candidates)) + sizes.test
         return stage(
             settle, f"{name}: settle", passes=passes, attempts=attempts, data=data, objectives=candidates, **common
         )
@@ -232,9 +245,21 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
                 reveal=reveal,
                 **behind.asked,
             )
+            situation = Situation(
+                serving={"served": behind.classifier, "reveal": reveal, **behind.asked},
+                drawn=drawn,
+                data=data,
+                others=others,
+                queries=asked,
+                origin=settings.queries_from,
+                model=thief_model,
+                recipe=thief_recipe,
+                seed=derive(seed, "thief"),
+            )
             for thief_name, thief in who.thieves.items():
                 label = f"{thief.title} from {name}, seed {seed}"
-                outputs[f"{seed}/{name}/{thief_name}"] = distilled(label, transfer, thief.candidates(), seed)
+                own = thief.transfer(f"{label}: ask", situation) if isinstance(thief, ChoosesQueries) else transfer
+                outputs[f"{seed}/{name}/{thief_name}"] = distilled(label, own, thief.candidates(), seed)
         if any(behind.classifier is not victim for behind in served.values()):
             next_seed = who.seeds[(number + 1) % len(who.seeds)] if len(who.seeds) > 1 else seed + 1
             outputs[f"{seed}/retrained/signal"] = stage(
@@ -294,7 +319,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
     def logits(name: str) -> list[Any]:
         return [values[f"{seed}/{name}"].tensors["logits"].numpy() for seed in who.seeds]
 
-    def student(name: str, title: str, candidates: Sequence[Objective]) -> Student:
+    def student(name: str, title: str, candidates: Sequence[Candidate]) -> Student:
         found = [values[f"{seed}/{name}"].values for seed in who.seeds]
         return Student(
             title=title,

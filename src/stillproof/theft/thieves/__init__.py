@@ -2,29 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import ClassVar, Literal, Protocol
 
-from stillproof.core.distillation import Objective
+from stillproof.theft.lesson import Candidate
 
 
 class Thief(Protocol):
     """A way to distil an oracle's answers. A frozen dataclass; options that are None are tuned.
 
-    The answers reach its objectives as the column `teacher`: log-probabilities, (N, K).
+    The answers reach its objectives as the column `teacher`: log-probabilities, (N, K), -inf where 0.
     """
 
-    needs_labels: ClassVar[bool]
-    """Whether it uses the true labels of its queries."""
     reads: ClassVar[Literal["scores", "label"]]
     """What an answer must hold for it: scores of classes, or the class alone."""
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether it uses the true labels of its queries."""
 
     @property
     def title(self) -> str:
         """How a report calls it."""
 
-    def candidates(self) -> tuple[Objective, ...]:
-        """What it tries on four fifths of its queries; the rest decides (theft.stages)."""
+    def candidates(self) -> tuple[Candidate, ...]:
+        """What it tries on four fifths of its queries; the rest decides (theft.stages).
+
+        Together they train at most theft.lesson.BUDGET students.
+        """
 
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 20.0)
 """From the unsoftened answer to the temperature of the field's CIFAR-100 thieves."""
+
+
+def titled(name: str, options: Mapping[str, float | None]) -> str:
+    """A thief's title: its name, and which of its options are fixed rather than tuned."""
+    fixed = [f"{sign} = {value:g}" for sign, value in options.items() if value is not None]
+    return f"{name}, fixed {', '.join(fixed)}" if fixed else name
+
+
+def tried(value: float | None, *otherwise: float) -> tuple[float, ...]:
+    """What is tried of an option: what it is fixed at, or else these."""
+    return otherwise if value is None else (value,)

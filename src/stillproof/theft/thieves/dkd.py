@@ -1,0 +1,35 @@
+"""The thief who weighs what an answer says about the label apart from what it says about all else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from stillproof.core import distillation
+from stillproof.theft.thieves import titled, tried
+
+
+@dataclass(frozen=True, kw_only=True)
+class DKD:
+    """Decoupled KD: CE + TCKD + β·NCKD (Zhao et al. 2022, arXiv 2203.08679).
+
+    The published β = 8 amplifies the mass among the other classes, which is what AST, Nasty and Stingy corrupt: β is
+    searched down to 0, where the thief reads of an answer no more than the probability of the label.
+    """
+
+    temperature: float | None = None
+    beta: float | None = None
+
+    needs_labels: ClassVar[bool] = True
+    reads: ClassVar[Literal["scores", "label"]] = "scores"
+
+    def __post_init__(self) -> None:
+        self.candidates()
+
+    @property
+    def title(self) -> str:
+        return titled("DKD", {"T": self.temperature, "β": self.beta})
+
+    def candidates(self) -> tuple[distillation.DKD, ...]:
+        temperatures, betas = tried(self.temperature, 1.0, 4.0), tried(self.beta, 0.0, 0.5, 1.0, 2.0, 8.0)
+        return tuple(distillation.DKD(temperature=t, beta=b) for t in temperatures for b in betas)

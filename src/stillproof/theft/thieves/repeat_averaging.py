@@ -1,0 +1,89 @@
+"""The thief who asks again, and averages whatever an oracle varies."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+
+from stillproof.core.distillation import Distillation
+from stillproof.core.plan import Context, Stage, job, stage
+from stillproof.core.store import Artefact
+from stillproof.errors import InputError
+from stillproof.theft.asking import Questioning, Situation, distillations, portion
+from stillproof.theft.lesson import BUDGET
+from stillproof.theft.thieves import titled
+
+
+@job(version=1)
+def ask_repeatedly(context: Context, drawn: Artefact, *, times: int, seed: int, **serving: Any) -> Artefact:
+    """Ask about each image several times and keep the mean probabilities.
+
+    The first image is asked about twice before anything else. If both answers are the same there is nothing to average,
+    and the rest of the budget goes to other images, one query each.
+    """
+    work = Questioning(context, drawn, seed, **serving)
+    first = work.rest.subset(torch.tensor([0]))
+    once, again = work.asked(first), work.asked(first)
+    others = work.rest.subset(torch.arange(1, len(work.rest)))
+    if torch.equal(once, again):
+        work.keep(first, once)
+        asked = others.subset(torch.arange(work.left))
+        work.keep(asked, work.asked(asked))
+        return work.artefact()
+    answers = [once, again, *(work.asked(first) for _ in range(min(times, work.left + 2) - 2))]
+    work.keep(first, torch.stack(answers).exp().mean(dim=0).log())
+    many = work.left // times
+    if many:
+        asked = others.subset(portion(others, many, seed))
+        answers = [work.asked(asked) for _ in range(times)]
+        work.keep(asked, torch.stack(answers).exp().mean(dim=0).log())
+    return work.artefact()
+
+
+@dataclass(frozen=True, kw_only=True)
+class RepeatAveraging:
+    """KD with labels from the mean of several answers about each of fewer images, within the same budget.
+
+    Against an oracle that answers a question the same way each time it is KD with one image less.
+    """
+
+    times: int = 4
+    temperature: float | None = None
+    alpha: float | None = None
+
+    reads: ClassVar[Literal["scores", "label"]] = "scores"
+    wants_others: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self.candidates()
+        if not 2 <= self.times <= 1000:
+            raise InputError(f"times={self.times} is no repetition.", "Use 2 to 1000.")
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.alpha != 1
+
+    @property
+    def title(self) -> str:
+        return titled(f"repeat-averaging, {self.times} times", {"T": self.temperature, "α": self.alpha})
+
+    @property
+    def substitutes(self) -> int:
+        return 0
+
+    def transfer(self, label: str, situation: Situation) -> Stage:
+        """The stage that asks."""
+        return stage(
+            ask_repeatedly,
+            label,
+            passes=situation.queries,
+            drawn=situation.drawn,
+            times=self.times,
+            seed=situation.seed,
+            **situation.serving,
+        )
+
+    def candidates(self) -> tuple[Distillation, ...]:
+        return distillations(self.temperature, self.alpha, BUDGET)

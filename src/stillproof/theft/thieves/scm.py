@@ -1,0 +1,112 @@
+"""The thief who lets several students in a row forget what is wrong with an answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stillproof.core.classifiers import predict
+from stillproof.core.distillation import TEACHER, Batch, completed, kd_divergence, standardised
+from stillproof.core.training import Fit
+from stillproof.errors import InputError
+from stillproof.theft.lesson import BUDGET, Lesson
+from stillproof.theft.thieves import titled, tried
+
+CLOSENESS = 0.1
+"""The temperature at which likenesses are compared."""
+
+
+def contrast(student: Tensor, master: Tensor, labels: Tensor) -> Tensor:
+    """InfoNCE: each image's z-scored logits are to be told from the batch by the master's; mean over the batch.
+
+    student, master: logits, (N, K); labels: int64, (N,). Returns a scalar. Likeness is the cosine. Other images of the
+    same label are no negatives: their answers ought to be alike.
+    """
+    ours, theirs = (F.normalize(standardised(logits), dim=1) for logits in (student, master))
+    likeness = ours @ theirs.T / CLOSENESS
+    alike = labels[:, None] == labels[None]
+    alike.fill_diagonal_(False)
+    return (likeness.masked_fill(alike, -1e4).logsumexp(dim=1) - likeness.diagonal()).mean()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Contrastive:
+    temperature: float
+    weight: float
+
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
+        output, labels = student(batch.images).float(), batch.known_labels()
+        master = completed(batch.teacher_logits(output.shape[1]))
+        learnt = kd_divergence(output, master, self.temperature) + F.cross_entropy(output, labels)
+        return learnt / 2 + self.weight * contrast(output, master, labels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sequence:
+    """A course of students: ½·CE + ½·T²·KL(master ‖ student) + weight·contrast, where the master of the first is the
+    victim and that of each later one the student before it; the last is kept."""
+
+    temperature: float
+    weight: float
+    length: int
+
+    def __post_init__(self) -> None:
+        if self.temperature <= 0 or self.weight < 0 or not 1 <= self.length <= BUDGET:
+            raise InputError(
+                f"temperature={self.temperature:g}, weight={self.weight:g}, length={self.length} is no sequence.",
+                f"The temperature is above 0, the weight 0 or more, the length 1 to {BUDGET}.",
+            )
+
+    @property
+    def trainings(self) -> int:
+        return self.length
+
+    def train(self, lesson: Lesson) -> tuple[nn.Module, Fit]:
+        """The last student of the sequence."""
+        objective = _Contrastive(temperature=self.temperature, weight=self.weight)
+        columns, forwards, backwards = lesson.answers, 0, 0
+        for number in range(1, self.length):
+            student = lesson.student(f"student {number}")
+            trained = lesson.fit(student, objective, columns, last=False)
+            columns = {TEACHER: predict(student, lesson.images, lesson.context.runtime)}
+            forwards += trained.forwards + len(lesson.images)
+            backwards += trained.backwards
+        student = lesson.student()
+        trained = lesson.fit(student, objective, columns)
+        return student, replace(trained, forwards=trained.forwards + forwards, backwards=trained.backwards + backwards)
+
+    def __str__(self) -> str:
+        return f"T = {self.temperature:g}, weight {self.weight:g}, {self.length} students"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SCM:
+    """A sequence of contrastive students ("Distilling the Undistillable", Jandial et al. 2022, arXiv 2210.11728).
+
+    The paper's formula was not at hand. This reading: each student distils the one before it beside the labels, with a
+    contrastive term over the batch's answers.
+    """
+
+    length: int = 2
+    temperature: float | None = None
+    weight: float | None = None
+
+    needs_labels: ClassVar[bool] = True
+    reads: ClassVar[Literal["scores", "label"]] = "scores"
+
+    def __post_init__(self) -> None:
+        self.candidates()
+
+    @property
+    def title(self) -> str:
+        several = "SCM" if self.length == 2 else f"SCM of {self.length}"
+        return titled(several, {"T": self.temperature, "weight": self.weight})
+
+    def candidates(self) -> tuple[Sequence, ...]:
+        """As many as the budget has room for."""
+        settings = [(t, w) for t in tried(self.temperature, 4.0, 1.0) for w in tried(self.weight, 0.1, 1.0)]
+        room = max(1, BUDGET // max(self.length, 1))
+        return tuple(Sequence(temperature=t, weight=w, length=self.length) for t, w in settings[:room])
