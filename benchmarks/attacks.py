@@ -10,7 +10,7 @@ rotates, three times (STILLPROOF_ROUNDS), each with a seed of its own; times are
 process. With one thread (one core) times are seconds of CPU, which another program does not lengthen; with more
 they are seconds of the clock. Whoever has no result after STILLPROOF_LIMIT seconds (600) is left out.
 
-- ball: PGD-40 and APGD-100, Linf 8/255, 500 images, three classifiers.
+- ball: PGD-40 and APGD-100, Linf 8/255, 500 images, three classifiers; cross-entropy, and ours along the log odds too.
 - minimal: FMN and DDN, 100 steps; C&W at 5 x 200. patient: C&W at 9 x 1000. 100 images.
 - black-box: Square at 1000 queries, HopSkipJump at as many as foolbox's takes in 8 steps, 100 images.
 - idle: a batch that never falls, over the bare forward and input-backward passes.
@@ -28,7 +28,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -68,19 +68,23 @@ class Contest:
     peers: Mapping[str, Contestant]
     images: int
     norm: NormName
+    variants: Mapping[str, Attack] = field(default_factory=dict)
+    """Ours with other settings than the peers', by what they are called."""
     budget_of: str | None = None
     """The peer whose queries, an image on average, are our budget; it has none to set."""
 
     def contestants(self, runtime: Runtime) -> dict[str, Contestant]:
         """All of them by name."""
 
-        def in_precision(precision: str) -> Contestant:
+        def in_precision(attack: Attack, precision: str) -> Contestant:
             chosen = replace(runtime, precision=precision)  # type: ignore[arg-type]
-            return lambda model, images, labels, seed: (
-                self.ours(model, images, labels, seed=seed, runtime=chosen).images
-            )
+            return lambda model, images, labels, seed: attack(model, images, labels, seed=seed, runtime=chosen).images
 
-        mine = {f"ours, {precision}": in_precision(precision) for precision in ("fp32", "bf16")}
+        mine = {
+            f"{who}, {precision}": in_precision(attack, precision)
+            for who, attack in {"ours": self.ours, **self.variants}.items()
+            for precision in ("fp32", "bf16")
+        }
         return mine | dict(self.peers)
 
 
@@ -161,9 +165,11 @@ def contests(part: str, left_out: dict[str, str]) -> list[Contest]:
             "AutoAttack": lambda: original_apgd(norm="Linf", eps=EPSILON, n_iter=100, loss="ce"),
         }
         threat = Linf(EPSILON)
+        forty, hundred = PGD(threat=threat, steps=40, step=0.25), APGD(threat=threat, steps=100)
+        odds = {attack: {"ours, log odds": replace(attack, loss="log-odds")} for attack in (forty, hundred)}
         return [
-            Contest("PGD-40", PGD(threat=threat, steps=40, step=0.25), importable(pgd, left_out), IMAGES, "linf"),
-            Contest("APGD-100", APGD(threat=threat, steps=100), importable(apgd, left_out), IMAGES, "linf"),
+            Contest("PGD-40", forty, importable(pgd, left_out), IMAGES, "linf", odds[forty]),
+            Contest("APGD-100", hundred, importable(apgd, left_out), IMAGES, "linf", odds[hundred]),
         ]
     if part in ("minimal", "patient"):
         searches, steps = (5, 200) if part == "minimal" else (9, 1000)
