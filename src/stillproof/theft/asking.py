@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -22,9 +22,9 @@ from stillproof.core.plan import Context, Stage
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.serving.oracle import Reveal
-from stillproof.theft.lesson import Lesson, taught
+from stillproof.theft.lesson import BUDGET, Lesson, taught
 from stillproof.theft.stages import HELD, HELD_OUT, Origin, images_of, opened
-from stillproof.theft.thieves import TEMPERATURES
+from stillproof.theft.thieves import TEMPERATURES, tried
 from stillproof.theft.transfer import log_probabilities
 
 
@@ -150,8 +150,30 @@ def shares(total: int, parts: int) -> Sequence[int]:
     return [total * (part + 1) // parts - total * part // parts for part in range(parts)]
 
 
-def distillations(temperature: float | None, alpha: float | None, room: int) -> tuple[Distillation, ...]:
-    """What KD tries (thieves.kd), the least softened first, as far as the budget of trainings has room."""
-    temperatures = TEMPERATURES if temperature is None else (temperature,)
-    alphas = (0.9, 0.5) if alpha is None else (alpha,)
-    return tuple(Distillation(temperature=t, alpha=a) for t in temperatures for a in alphas)[:room]
+@dataclass(frozen=True, kw_only=True)
+class LearnsByKD:
+    """What thieves have in common that differ from `kd` in what they ask alone: a base of theirs."""
+
+    temperature: float | None = None
+    alpha: float | None = None
+
+    reads: ClassVar[Literal["scores", "label"]] = "scores"
+    wants_others: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        self.candidates()
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether the labels of its queries have a part in what it learns."""
+        return self.alpha != 1
+
+    @property
+    def substitutes(self) -> int:
+        """How many students it trains in order to choose."""
+        return 0
+
+    def candidates(self) -> tuple[Distillation, ...]:
+        """What KD tries (thieves.kd), the least softened first, as far as the budget of trainings has room."""
+        tries = ((t, a) for t in tried(self.temperature, *TEMPERATURES) for a in tried(self.alpha, 0.9, 0.5))
+        return tuple(Distillation(temperature=t, alpha=a) for t, a in tries)[: BUDGET - self.substitutes]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model, predict
-from stillproof.core.distillation import Distillation
 from stillproof.core.images import ImageSet
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive
@@ -18,7 +17,7 @@ from stillproof.core.plan import Context, Stage, job, stage
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError
-from stillproof.theft.asking import Questioning, Situation, distillations, portion, shares
+from stillproof.theft.asking import LearnsByKD, Questioning, Situation, portion, shares
 from stillproof.theft.lesson import BUDGET
 from stillproof.theft.stages import Origin
 from stillproof.theft.thieves import titled
@@ -95,7 +94,7 @@ def _without(images: ImageSet, others: ImageSet) -> ImageSet:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Active:
+class Active(LearnsByKD):
     """Active learning of the queries (ActiveThief, Pal et al. 2020): entropy, or k-centre, of the student's answers.
 
     It chooses from all images of the part that queries are drawn from, so it has those, unlabelled, besides; it learns
@@ -104,20 +103,11 @@ class Active:
 
     choose: Choice = "entropy"
     rounds: int = 4
-    temperature: float | None = None
-    alpha: float | None = None
-
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
-    wants_others: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 1 <= self.rounds < BUDGET:
             raise InputError(f"rounds={self.rounds} is no active learning.", f"Use 1 to {BUDGET - 1}.")
-        self.candidates()
-
-    @property
-    def needs_labels(self) -> bool:
-        return self.alpha != 1
+        super().__post_init__()
 
     @property
     def title(self) -> str:
@@ -141,6 +131,3 @@ class Active:
             **situation.training,
             **situation.serving,
         )
-
-    def candidates(self) -> tuple[Distillation, ...]:
-        return distillations(self.temperature, self.alpha, BUDGET - self.substitutes)

@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from stillproof.core.classifiers import Model
-from stillproof.core.distillation import Distillation
 from stillproof.core.images import ImageSet, as_float, batches
 from stillproof.core.noise import derive, permutation
 from stillproof.core.plan import Context, Stage, job, stage
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError
-from stillproof.theft.asking import Questioning, Situation, distillations, portion, shares
+from stillproof.theft.asking import LearnsByKD, Questioning, Situation, portion, shares
 from stillproof.theft.lesson import BUDGET
 from stillproof.theft.thieves import titled
 
@@ -64,7 +63,7 @@ def ask_augmented(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Jacobian:
+class Jacobian(LearnsByKD):
     """Jacobian-based augmentation (Papernot et al. 2017, arXiv 1602.02697): views x + ε·sign(∂f_y/∂x) of the thief's f.
 
     The paper begins with few seeds and doubles its set in each round. Here images are not scarce, and a thief who asks
@@ -75,11 +74,6 @@ class Jacobian:
     epsilon: float = 0.1
     rounds: int = 4
     views: float = 0.25
-    temperature: float | None = None
-    alpha: float | None = None
-
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
-    wants_others: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 0 < self.epsilon <= 1 or not 1 <= self.rounds < BUDGET or not 0 < self.views < 1:
@@ -87,11 +81,7 @@ class Jacobian:
                 f"epsilon={self.epsilon:g}, rounds={self.rounds}, views={self.views:g} is no augmentation.",
                 f"ε is above 0 and at most 1, the rounds 1 to {BUDGET - 1}, the share of views in (0, 1).",
             )
-        self.candidates()
-
-    @property
-    def needs_labels(self) -> bool:
-        return self.alpha != 1
+        super().__post_init__()
 
     @property
     def title(self) -> str:
@@ -114,6 +104,3 @@ class Jacobian:
             **situation.training,
             **situation.serving,
         )
-
-    def candidates(self) -> tuple[Distillation, ...]:
-        return distillations(self.temperature, self.alpha, BUDGET - self.substitutes)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any
 
 import torch
 
-from stillproof.core.distillation import Distillation
 from stillproof.core.plan import Context, Stage, job, stage
 from stillproof.core.store import Artefact
 from stillproof.errors import InputError
-from stillproof.theft.asking import Questioning, Situation, distillations, portion
-from stillproof.theft.lesson import BUDGET
+from stillproof.theft.asking import LearnsByKD, Questioning, Situation, portion
 from stillproof.theft.thieves import titled
 
 
@@ -43,35 +41,22 @@ def ask_repeatedly(context: Context, drawn: Artefact, *, times: int, seed: int, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class RepeatAveraging:
+class RepeatAveraging(LearnsByKD):
     """KD with labels from the mean of several answers about each of fewer images, within the same budget.
 
     Against an oracle that answers a question the same way each time it is KD with one image less.
     """
 
     times: int = 4
-    temperature: float | None = None
-    alpha: float | None = None
-
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
-    wants_others: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        self.candidates()
+        super().__post_init__()
         if not 2 <= self.times <= 1000:
             raise InputError(f"times={self.times} is no repetition.", "Use 2 to 1000.")
 
     @property
-    def needs_labels(self) -> bool:
-        return self.alpha != 1
-
-    @property
     def title(self) -> str:
         return titled(f"repeat-averaging, {self.times} times", {"T": self.temperature, "α": self.alpha})
-
-    @property
-    def substitutes(self) -> int:
-        return 0
 
     def transfer(self, label: str, situation: Situation) -> Stage:
         """The stage that asks."""
@@ -84,6 +69,3 @@ class RepeatAveraging:
             seed=situation.seed,
             **situation.serving,
         )
-
-    def candidates(self) -> tuple[Distillation, ...]:
-        return distillations(self.temperature, self.alpha, BUDGET)
