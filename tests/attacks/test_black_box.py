@@ -7,6 +7,7 @@ from torch import Tensor
 from stillproof.attacks.hop_skip_jump import HopSkipJump
 from stillproof.attacks.square import Square
 from stillproof.attacks.threats import L2, Linf
+from stillproof.core.classifiers import Model
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
 
@@ -106,3 +107,14 @@ def test_hop_skip_jump_goes_to_a_class_that_noise_never_is() -> None:
         HopSkipJump(starts=wrong)(answers, images, labels, runtime=FP32)
     with pytest.raises(InputError, match="start from"):
         HopSkipJump(starts=bright + 1)
+
+
+@pytest.mark.parametrize("queries", [8, 60])
+def test_a_small_budget_is_not_spent_on_judging_the_search(queries: int) -> None:
+    model = Model("zoo:resnet18?width=4").fresh((3, 16, 16), 5, 0).eval()
+    images = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    labels = model(images).argmax(1)
+    found = HopSkipJump(queries=queries, steps=1)(model, images, labels, runtime=Runtime(precision="fp32", threads=1))
+    oracle = HopSkipJump(queries=queries, steps=1)(lambda given: model(given), images, labels, runtime=Runtime())
+    assert torch.equal(found.queries, oracle.queries)
+    assert torch.equal(found.success, oracle.success)

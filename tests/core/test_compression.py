@@ -40,6 +40,26 @@ def test_the_smallest_weights_are_pruned_and_stay_so(toy: ImageSet) -> None:
     assert not torch.equal(after[~gone].abs(), before[~gone])  # the rest was tuned
 
 
+def test_weights_that_are_read_without_calling_their_layer_are_pruned_as_well(toy: ImageSet) -> None:
+    class Attending(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+            self.head = nn.Linear(8, 3)
+
+        def forward(self, images: Tensor) -> Tensor:
+            rows = images.mean(1)
+            found, _ = self.attention(rows, rows, rows, need_weights=False)
+            return self.head(found.mean(1))
+
+    model, pruning = Attending(), Prune(share=0.5)
+    pruning.begin(model)
+    fit(model, CrossEntropy(), toy, recipe=Recipe.standard(2), runtime=FP32, seed=0)
+    pruning.end(model)
+    weights = torch.cat([model.attention.out_proj.weight.flatten(), model.head.weight.flatten()])
+    assert float((weights == 0).double().mean()) == pytest.approx(0.5, abs=0.02)
+
+
 @pytest.mark.parametrize("share", [0.0, 1.0, -1.0])
 def test_all_or_nothing_is_not_pruned(share: float) -> None:
     with pytest.raises(InputError, match="cannot be pruned"):

@@ -123,6 +123,25 @@ def test_every_view_is_a_small_change_that_batches_do_not_alter(toy: ImageSet) -
     assert whole.isfinite().all()
 
 
+def test_of_two_classes_the_margin_moves(toy: ImageSet) -> None:
+    class Two(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.stack([images[:, 0].mean((1, 2)), images[:, 2].mean((1, 2))], dim=1)
+
+    model = Two()
+    found = movements(model, toy, predict(model, toy, FP32), runtime=FP32, seed=3)
+    assert all(len(column.unique()) > 40 for name, column in zip(VIEWS, found.T, strict=True) if name != "flip")
+
+
+def test_images_that_are_all_alike_fall_into_no_clusters() -> None:
+    features = torch.zeros(40, 6)
+    features[20:] = torch.randn(20, 6, generator=torch.Generator().manual_seed(0))
+    guessed = torch.arange(40) // 20
+    scores = activation_clustering(Learned(features, torch.zeros(40, 2), guessed, 30))
+    assert (scores.suspects[:20] == 0).all()
+    assert (scores.suspects[20:] > 0).all()
+
+
 def test_the_median_is_that_of_two_by_two_pixels(toy: ImageSet) -> None:
     found = VIEWS["median of 2 × 2"](toy.images, Noise(0, torch.arange(60), 0))
     assert int(found[4, 1, 2, 5]) == int(toy.images[4, 1, 2:4, 5:7].flatten().median())

@@ -139,9 +139,9 @@ def test_a_teacher_that_has_the_backdoor_itself_is_told(tmp_path: Path, digits: 
     )
     assert [f.status for f in result.findings] == ["inconclusive"]
     said = " ".join(result.findings[0].evidence)
-    assert "teacher itself reacts to a trigger" in said
+    assert "teacher reacts to a trigger far more" in said
     assert said.count("no longer holds") == 3
-    assert any("itself reacts" in note for note in result.notes)
+    assert any("far more" in note for note in result.notes)
 
 
 def test_a_clean_set_passes_and_keeps_nearly_all(tmp_path: Path, planted: Path) -> None:

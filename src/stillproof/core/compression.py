@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import prune
+from torch.nn.utils import parametrize
 
 from stillproof.errors import InputError
 
@@ -17,8 +17,8 @@ CALIBRATED_ON = 64
 """Images that the ranges of activations are taken from."""
 
 
-QUIET = ("torchao", "torch.utils._pytree")
-"""What warns, when torchao is imported, of kernels for other devices."""
+QUIET = ("torchao", "torch.utils._pytree", "torch.export", "torch._export", "torch.fx")
+"""What warns, when torchao is imported, of kernels for other devices, and prints graphs that it cannot export."""
 
 
 class Compression(Protocol):
@@ -58,15 +58,20 @@ class Prune:
         return f"pruned by {self.share:.0%}"
 
     def begin(self, model: nn.Module) -> None:
-        weights = _weights(model)
-        if not weights:
+        layers = [layer for layer in _layers(model) if "weight" in layer._parameters]
+        if not layers:
             raise InputError("the teacher has no convolution or linear layer to prune.", "Compress another model.")
-        model.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # it flattens weights by view()
-        prune.global_unstructured(weights, pruning_method=prune.L1Unstructured, amount=self.share)
+        sizes = torch.cat([layer.get_parameter("weight").detach().abs().flatten() for layer in layers])
+        rank = max(1, min(len(sizes), round(self.share * len(sizes))))
+        largest_gone = sizes.kthvalue(rank).values
+        for layer in layers:
+            kept = layer.get_parameter("weight").detach().abs() > largest_gone
+            parametrize.register_parametrization(layer, "weight", _Kept(kept))
 
     def end(self, model: nn.Module) -> None:
-        for layer, name in _weights(model):
-            prune.remove(layer, name)  # type: ignore[no-untyped-call]
+        for layer in _layers(model):
+            if parametrize.is_parametrized(layer, "weight") and isinstance(layer.parametrizations.weight[0], _Kept):  # type: ignore[union-attr, index]
+                parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,9 +94,23 @@ class Int8:
         pass
 
 
-def _weights(model: nn.Module) -> list[tuple[nn.Module, str]]:
-    kinds = (nn.Conv2d, nn.Linear)
-    return [(layer, "weight") for layer in model.modules() if isinstance(layer, kinds)]
+def _layers(model: nn.Module) -> list[nn.Module]:
+    return [layer for layer in model.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+
+
+class _Kept(nn.Module):
+    """A weight, less what was pruned. torch's own pruning sets weights in a hook of their layer's call, and attention
+    reads those of its last layer without calling it."""
+
+    kept: Tensor
+
+    def __init__(self, kept: Tensor) -> None:
+        """kept: bool, of the weight's shape."""
+        super().__init__()
+        self.register_buffer("kept", kept)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        return torch.where(self.kept, weight, torch.zeros_like(weight))
 
 
 class Quantised(nn.Module):
@@ -103,9 +122,9 @@ class Quantised(nn.Module):
         self._graph = (_quantised(model, calibration),)  # no submodule: an exported graph refuses train() and eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.no_grad():
-            logits: Tensor = self._graph[0](images.contiguous())
-        return logits
+        with torch.no_grad():  # the rules are those of a CPU
+            logits: Tensor = self._graph[0](images.cpu().contiguous())
+        return logits.to(images.device)
 
 
 def _quantised(model: nn.Module, calibration: Tensor) -> nn.Module:

@@ -195,6 +195,9 @@ def compress(
     parts = carve(data)
     transfer = _with_added(parts.training, added)
     master, student = classifier_of(teacher, context), classifier_of(teacher, context)
+    _check_trainable(student, transfer, teacher.values["spec"])
+    if compression.quantises:  # what cannot be quantised is refused before it is tuned
+        Quantised(classifier_of(teacher, context), as_float(transfer.images[:2]))
     compression.begin(student)
     answers = predict(master, transfer, context.runtime)
     trained = train(
@@ -247,11 +250,13 @@ def fresh_student(images: ImageSet, model: Model, seed: int) -> nn.Module:
     student = model.fresh(images.shape, len(images.classes), seed)
     if model.code is not None:  # a user's model may return probabilities; objectives take logits
         student, _ = admit(student, images, model.text)
-        if not student(as_float(images.images[:2])).requires_grad:
-            raise InputError(
-                f"{model.text} cannot be trained: its output has no gradient.", "Remove detach() or no_grad()."
-            )
+        _check_trainable(student, images, model.text)
     return student
+
+
+def _check_trainable(student: nn.Module, images: ImageSet, who: str) -> None:
+    if not student(as_float(images.images[:2])).requires_grad:
+        raise InputError(f"{who} cannot be trained: its output has no gradient.", "Remove detach() or no_grad().")
 
 
 def train(

@@ -15,7 +15,7 @@ from stillproof.core.images import ImageSet, as_float, batches
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive
 from stillproof.core.plan import Context, job
-from stillproof.core.stages import classifier_of, train_fresh, trained_artefact
+from stillproof.core.stages import classifier_of, fresh_student, train_fresh, trained_artefact
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError, nearest
@@ -78,9 +78,13 @@ def train_probe(
     recipe: Recipe,
     seed: int,
 ) -> Artefact:
-    """A student of suspect and trusted images together, with its features, and its loss of each image by epoch."""
+    """A student of suspect and trusted images together, with its features, and its loss of each image by epoch.
+
+    Raises InputError where the model's features cannot be read.
+    """
     runtime, first = context.runtime, set_of(suspects)
     images = _unlabelled(first).with_more(_unlabelled(set_of(trusted)))
+    _features(fresh_student(images, model, seed), images.subset(torch.arange(2)), model.text)  # before it is trained
     answers = predict(classifier_of(teacher, context), images, runtime)
     watching = Watching(len(images), recipe.epochs)
     student, trained = train_fresh(
@@ -92,7 +96,8 @@ def train_probe(
         "losses": watching.losses,
         "guessed": answers.argmax(dim=1),
     }
-    return Artefact({**made.values, "suspects": len(first)}, {**made.tensors, **tensors}, made.cost)
+    cost = made.cost + Cost(forwards=2 * len(images))
+    return Artefact({**made.values, "suspects": len(first)}, {**made.tensors, **tensors}, cost)
 
 
 def _unlabelled(images: ImageSet) -> ImageSet:
@@ -103,8 +108,15 @@ def _features(student: torch.nn.Module, images: ImageSet, who: str) -> Tensor:
     """What its last linear layer reads of every image, float32, (N, D)."""
     student.eval()
     found: list[Tensor] = []
-    with torch.no_grad(), Watched(student, "", "vector", as_float(images.images[:2]), who) as layer:
-        for rows in batches(len(images), 512):
+    try:
+        layer = Watched(student, "", "vector", as_float(images.images[:2]), who)
+    except InputError as error:
+        raise InputError(
+            f"{who} has no linear layer last, by whose input its images could be compared.",
+            "Give another --reference, or leave the scanners that read a probe out of --also (stability needs none).",
+        ) from error
+    with torch.no_grad(), layer:
+        for rows in batches(len(images), 256):
             student(as_float(images.images[rows]))
             found.append(layer.take())
     return torch.cat(found)

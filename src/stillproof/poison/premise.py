@@ -8,8 +8,12 @@ from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, job
 from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
-from stillproof.poison.scan_student.bank import Reaction, bank, react
+from stillproof.poison.scan_student.bank import FAMILYWISE, Reaction, bank, react
 from stillproof.poison.scanning import set_of, trusted_folds
+
+FAR = 0.3
+"""Share of images, beyond every reference: less may be architecture. A clean teacher was seen to react by .2 more; a
+backdoor works on most images."""
 
 MOST = 500
 """Trusted images that the bank's triggers are put on."""
@@ -39,6 +43,7 @@ def check_premise(context: Context, teacher: Artefact, trusted: Artefact, refere
     values = {
         "reactions": [{field: getattr(one, field) for field in Reaction.__slots__} for one in reactions],
         "triggers": len(triggers),
+        "classes": len(images.classes),
     }
     return Artefact(values, {}, Cost(forwards=(1 + len(references)) * len(images) * (1 + len(triggers))))
 
@@ -46,21 +51,26 @@ def check_premise(context: Context, teacher: Artefact, trusted: Artefact, refere
 def doubts(checked: Artefact, classes: Sequence[str]) -> list[str]:
     """What speaks against a clean teacher, and what then no longer holds; nothing where nothing does."""
     reactions = [Reaction(**one) for one in checked.values["reactions"]]
-    found = [one for one in reactions if one.is_present]
+    found = [one for one in reactions if one.is_present and one.gap - max(one.usual, 0.0) >= FAR]
     if not found:
         return []
     worst = found[0]
     taken, usual = (count / max(1, worst.n) for count in (worst.student, worst.teacher))
     return [
-        f"The teacher itself reacts to a trigger: with {worst.trigger!r} it takes {taken:.1%} of trusted images for "
-        f"{classes[worst.target]!r}; a reference that was distilled on trusted images alone takes {usual:.1%} "
-        f"({len(found)} of {checked.values['triggers']} triggers).",
+        f"The teacher reacts to a trigger far more than its references do: with {worst.trigger!r} it takes {taken:.1%} "
+        f"of trusted images for {classes[worst.target]!r}; a reference that learnt on trusted images alone takes "
+        f"{usual:.1%} ({len(found)} of {checked.values['triggers']} triggers).",
         *(f"What no longer holds: {one}." for one in NO_LONGER),
     ]
 
 
 def held(checked: Artefact) -> str:
-    """What was looked at, where nothing speaks against the teacher."""
+    """What was looked at, where nothing speaks against the teacher, and whether it could have."""
+    reactions = [Reaction(**one) for one in checked.values["reactions"]]
+    n = max((one.n for one in reactions), default=0)
+    # McNemar's p where the teacher reacts on every image and no reference does, after Bonferroni over the bank
+    if 2.0 ** (1 - n) * checked.values["triggers"] * checked.values["classes"] >= FAMILYWISE:
+        return f"Its premise, a clean teacher, could not be checked: {n} trusted images are too few."
     return (
         f"Its premise, a clean teacher, was checked with {checked.values['triggers']} triggers beside the references: "
         "it reacts to none of them as they do not. A trigger that is not like these would not show."

@@ -20,7 +20,7 @@ from stillproof.core.stages import classifier_of, trained_artefact
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError, TrainingDiverged
-from stillproof.serving.calibration import calibrated
+from stillproof.serving.calibration import nearest_to
 from stillproof.serving.guard import finite, guard
 from stillproof.serving.oracle import Oracle, Reveal
 from stillproof.serving.responses import Response
@@ -146,17 +146,21 @@ def calibrate(
     response: Response,
     l1: float,
 ) -> Artefact:
-    """The strength at which a response changes a classifier's answers to the thief's queries by `l1` on average."""
+    """The strength at which a response changes a classifier's answers to the thief's queries by `l1` on average.
+
+    Where it cannot, the nearest; `l1` says what that is, and `misses` that it is another.
+    """
     images = images_of(drawn)
-    found = calibrated(
+    found = nearest_to(
         response,
         predict(classifier_of(classifier, context), images, context.runtime),
         l1,
         images=as_float(images.images) if response.reads_images else None,
         helpers=[classifier_of(helper, context) for helper in helpers],
     )
-    option = found.strength.option if found.strength is not None else ""
-    return Artefact({"option": option, "value": getattr(found, option)})
+    option = found.response.strength.option if found.response.strength is not None else ""
+    values = {"option": option, "value": getattr(found.response, option), "l1": found.l1, "misses": found.misses(l1)}
+    return Artefact(values, {}, Cost(forwards=len(images) * (1 + len(helpers))))
 
 
 def tuned(response: Response, calibration: Artefact | None) -> Response:

@@ -185,6 +185,7 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
 
 def _compression(settings: PoisonSettings) -> Compression | None:
     """How the student is made of its teacher, if it is. Raises InputError."""
+    from stillproof.core.feature_distillation import FeatureObjective
     from stillproof.core.plugins import build
     from stillproof.core.spec import Spec
     from stillproof.errors import InputError
@@ -200,6 +201,11 @@ def _compression(settings: PoisonSettings) -> Compression | None:
         raise InputError(
             "a compressed student is tuned on cached labels, without defences.",
             "Leave --defend and --label-mode out, or distil another student: --student.",
+        )
+    if isinstance(build("objective", Spec.parse(settings.objective)), FeatureObjective):
+        raise InputError(
+            f"a compressed student is tuned by its answers, and {settings.objective!r} matches features.",
+            "Use kd, dkd or logit-std, or distil another student: --student.",
         )
     found: Compression = build("compression", Spec.parse(settings.compress))
     return found

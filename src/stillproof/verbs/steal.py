@@ -341,7 +341,11 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
             title=defence.response.title,
             keeps_argmax=defence.response.keeps_argmax,
             alone=not defence.trains,
-            tuned=tuple(f"{found['option']} = {found['value']:.3g}" for found in noted),
+            tuned=tuple(
+                f"{found['option']} = {found['value']:.3g}"
+                + (f" (L1 {found['l1']:.3g}: it comes no nearer)" if found["misses"] else "")
+                for found in noted
+            ),
         )
 
     def calibrated(name: str) -> bool:

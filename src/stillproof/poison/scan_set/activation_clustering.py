@@ -24,9 +24,14 @@ def activation_clustering(learned: Learned) -> Scores:
 
     found = np.zeros(len(learned.features))
     for rows, here in learned.by_class():
-        count = min(DIMENSIONS, *here.shape)
-        with warnings.catch_warnings():
+        count = min(
+            DIMENSIONS, int(np.linalg.matrix_rank(here - here.mean(0), tol=1e-6 * max(1.0, np.abs(here).max())))
+        )
+        if not count:  # images that are all alike fall into no clusters
+            continue
+        with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore", ConvergenceWarning)
+            warnings.simplefilter("ignore", RuntimeWarning)
             parts = FastICA(count, random_state=0, whiten="unit-variance").fit_transform(here)
             labels = KMeans(2, n_init=10, random_state=derive(0, "clusters") % 2**31).fit_predict(parts)
         share = np.bincount(labels, minlength=2) / len(labels)

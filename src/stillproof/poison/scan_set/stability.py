@@ -88,17 +88,27 @@ VIEWS: dict[str, View] = {
 def movements(teacher: nn.Module, images: ImageSet, plain: Tensor, *, runtime: Runtime, seed: int) -> Tensor:
     """How far each view moves the teacher's answer: log of 1 − the cosine of its logits, float32, (N, views).
 
-    plain: its logits without a view. A cosine, as for D1: the teacher is surer of images that it was trained on.
+    plain: its logits without a view. A cosine, as for D1: the teacher is surer of images that it was trained on. Of two
+    classes, where the cosine is 1 or −1, by how much of its size the margin moves.
     """
     parts: list[Tensor] = []
     for rows, chunk in _chunks(images.images):
         noise = Noise(seed, rows, 0)
         moved = [
-            disagreement(plain[rows].numpy(), predict(teacher, _as_set(view(chunk, noise)), runtime).numpy())
+            _moved(plain[rows].numpy(), predict(teacher, _as_set(view(chunk, noise)), runtime).numpy())
             for view in VIEWS.values()
         ]
         parts.append(torch.from_numpy(np.stack(moved, axis=1)).clamp_min(LEAST).log().float())
     return torch.cat(parts) if parts else torch.zeros(0, len(VIEWS))
+
+
+def _moved(plain: np.ndarray, viewed: np.ndarray) -> np.ndarray:
+    """Two sets of logits, (n, K) each -> how far apart, (n,)."""
+    if plain.shape[1] > 2:
+        return disagreement(plain, viewed)
+    first, second = (logits[:, 0].astype(float) - logits[:, 1] for logits in (plain, viewed))
+    found: np.ndarray = np.abs(second - first) / np.maximum(np.abs(first) + np.abs(second), 1e-12)
+    return found
 
 
 def _chunks(images: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
