@@ -32,6 +32,7 @@ from stillproof.theft.transfer import log_probabilities
 SHADOWS = 2
 """Shadow students: each is trained on its part of the queries and answers about the rest."""
 
+# how the map is learnt: Adam, its rate falling to 0 along a cosine
 STEPS, BATCH, RATE = 1000, 256, 3e-3
 
 COLDEST, HOTTEST = 0.25, 4.0
@@ -76,7 +77,8 @@ class Restorer(nn.Module):
     def forward(self, served: Tensor) -> Tensor:
         """The recovered answers."""
         logarithms = served.log_softmax(dim=1).clamp(min=math.log(LEAST))
-        return (logarithms + self.layers(torch.cat([logarithms.exp(), logarithms / 10], dim=1))).log_softmax(dim=1)
+        change: Tensor = self.layers(torch.cat([logarithms.exp(), logarithms / 10], dim=1))
+        return (logarithms + change).log_softmax(dim=1)
 
 
 def restorer(served: Tensor, original: Tensor, seed: int) -> Restorer:
@@ -97,7 +99,7 @@ def restorer(served: Tensor, original: Tensor, seed: int) -> Restorer:
         rows, order = order[:BATCH], order[BATCH:]
         loss = F.cross_entropy(made(served[rows]), goals[rows])
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
         schedule.step()
     return made.eval().requires_grad_(False)
