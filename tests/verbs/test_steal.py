@@ -244,8 +244,20 @@ def test_thieves_who_choose_their_queries_spend_what_the_others_do(tmp_path: Pat
     assert any("only repeat-averaging asks about an image again" in line for line in said)
 
 
+def test_a_thief_who_recovers_asks_what_the_others_ask(tmp_path: Path) -> None:
+    thieves = ("kd?temperature=4&alpha=0.9", "recovery?guess=power&samples=400&temperature=4&alpha=0.9")
+    given = settings(defence=("power",), thief=thieves, seeds=1, thief_epochs=2)
+    planned = plan(given, Runtime.choose())
+    assert len({planned.key(found) for found in planned.order if found.job.name.endswith(":ask")}) == 2
+    result = run(given, tmp_path)
+    for name in ("victim", "power"):
+        (table,) = [table for table in result.tables if table.title == f"Thieves of {name}"]
+        assert [row[-2:] for row in table.rows] == 2 * [[30, 30 * 320]]
+        assert table.rows[1][0] == "recovery from p^0.333, fixed T = 4, α = 0.9"
+
+
 def test_who_takes_no_labels_can_choose_queries_without() -> None:
-    for name in ("repeat-averaging", "jacobian", "active"):
+    for name in ("repeat-averaging", "jacobian", "active", "recovery"):
         assert f"{name}?alpha=1" in cast(settings(labels=False, thief=(f"{name}?alpha=1",))).thieves
         with pytest.raises(InputError, match="no-labels"):
             cast(settings(labels=False, thief=(name,)))

@@ -74,6 +74,7 @@ BUILT_IN: Mapping[Kind, Mapping[str, str]] = {
         "jacobian": "stillproof.theft.thieves.jacobian:Jacobian",
         "active": "stillproof.theft.thieves.active:Active",
         "knockoff": "stillproof.theft.thieves.knockoff:Knockoff",
+        "recovery": "stillproof.theft.thieves.recovery:Recovery",
     },
     "hardening": {
         "ast": "stillproof.theft.hardening.sparse_teacher:SparseTeacher",

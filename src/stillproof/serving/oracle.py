@@ -64,6 +64,19 @@ class Answer:
     scores: Tensor | None
 
 
+def shown(logits: Tensor, reveal: Reveal) -> Answer:
+    """What an oracle shows of its logits, (n, K)."""
+    everything = torch.arange(logits.shape[1]).expand_as(logits)
+    if reveal.kind == "logits":
+        return Answer(everything, logits)
+    probabilities = logits.softmax(dim=1)
+    if reveal.kind == "probabilities":
+        return Answer(everything, probabilities)
+    k = 1 if reveal.kind == "label" else min(reveal.k, logits.shape[1])
+    top = probabilities.topk(k, dim=1)
+    return Answer(top.indices, None if reveal.kind == "label" else top.values)
+
+
 class Oracle:
     """Answers questions about images; every image asked about is one query, an augmented view as well.
 
@@ -98,15 +111,4 @@ class Oracle:
         self.queries += len(images)
         logits = predict(self._classifier, images, self._runtime)
         self.bits += len(images) * self.reveal.bits(logits.shape[1])
-        return self._shown(logits)
-
-    def _shown(self, logits: Tensor) -> Answer:
-        everything = torch.arange(logits.shape[1]).expand_as(logits)
-        if self.reveal.kind == "logits":
-            return Answer(everything, logits)
-        probabilities = logits.softmax(dim=1)
-        if self.reveal.kind == "probabilities":
-            return Answer(everything, probabilities)
-        k = 1 if self.reveal.kind == "label" else min(self.reveal.k, logits.shape[1])
-        top = probabilities.topk(k, dim=1)
-        return Answer(top.indices, None if self.reveal.kind == "label" else top.values)
+        return shown(logits, self.reveal)

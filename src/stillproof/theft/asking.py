@@ -53,7 +53,7 @@ class Situation:
 
 @runtime_checkable
 class ChoosesQueries(Protocol):
-    """A thief that does not ask about the shared draw as it is."""
+    """A thief that does not ask about the shared draw as it is, or does not learn from what it was answered."""
 
     wants_others: ClassVar[bool]
     """Whether it asks about other people's images."""
@@ -63,7 +63,8 @@ class ChoosesQueries(Protocol):
         """How many students it trains in order to choose; they count in the budget of trainings."""
 
     def transfer(self, label: str, situation: Situation) -> Stage:
-        """The stage that asks. Its artefact is that of theft.stages.ask, with the rows to choose by marked `held`."""
+        """The stage that asks. Its artefact is that of theft.stages.ask, with the rows to choose by marked `held`, or,
+        where the images are those of the shared draw, with the answers as they were `served`."""
 
 
 class Questioning:

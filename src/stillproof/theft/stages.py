@@ -36,6 +36,9 @@ HELD_OUT = 0.2
 HELD = "held"
 """The tensor that marks, bool, (n,), by which images of a transfer set to choose; without it a fifth is drawn."""
 
+SERVED = "served"
+"""The tensor of the answers as they were served, log-probabilities, (n, K), where TEACHER holds others."""
+
 WORST = 1e9
 """The loss of a candidate that diverged."""
 
@@ -205,7 +208,8 @@ def attempt(
     except TrainingDiverged as error:
         return Artefact({"score": 0.0, "loss": WORST, "diverged": error.what})
     logits = predict(student, images.subset(held), context.runtime)
-    goal = transfer.tensors[TEACHER][held].argmax(dim=1) if images.labels is None else images.labels[held]
+    told = SERVED if SERVED in transfer.tensors else TEACHER
+    goal = transfer.tensors[told][held].argmax(dim=1) if images.labels is None else images.labels[held]
     values = {
         "score": float((logits.argmax(dim=1) == goal).double().mean()),
         "loss": float(F.cross_entropy(logits, goal)),

@@ -1,0 +1,231 @@
+"""The thief who guesses what a response does to an answer, and learns to undo it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stillproof.core.classifiers import Model, predict
+from stillproof.core.distillation import LEAST, TEACHER, CrossEntropy, Distillation
+from stillproof.core.measurement import Cost
+from stillproof.core.noise import Noise, derive, permutation
+from stillproof.core.plan import Context, Stage, job, stage
+from stillproof.core.spec import Spec
+from stillproof.core.store import Artefact
+from stillproof.core.training import Recipe
+from stillproof.errors import InputError
+from stillproof.serving.guard import guard
+from stillproof.serving.oracle import Reveal, shown
+from stillproof.serving.responses import Response
+from stillproof.serving.responses.joined import parts_of, response_of
+from stillproof.theft.asking import Situation, distillations
+from stillproof.theft.lesson import BUDGET, Lesson
+from stillproof.theft.stages import HELD_OUT, SERVED, ask, images_of
+from stillproof.theft.thieves import titled
+from stillproof.theft.transfer import log_probabilities
+
+SHADOWS = 2
+"""Shadow students: each is trained on its part of the queries and answers about the rest."""
+
+# how the map is learnt: Adam, its rate falling to 0 along a cosine
+STEPS, BATCH, RATE = 1000, 256, 3e-3
+
+COLDEST, HOTTEST = 0.25, 4.0
+"""How sure of itself the victim is, is not known: shadow answers are taken at temperatures between these."""
+
+
+def shadow_answers(answers: Tensor, many: int, seed: int) -> Tensor:
+    """Answers that a victim might have: log-probabilities, (many, K).
+
+    answers: of shadow students, logits, (n, K). Of the samples one half are these answers at temperatures drawn evenly
+    in the logarithm, a quarter Dirichlet around them with concentration K, a quarter Dirichlet with concentration 1
+    around the centre.
+    """
+    classes = answers.shape[1]
+    noise = Noise(derive(seed, "shadow answers"), torch.arange(many), 0)
+    rows = noise.integers(0, len(answers), stream="row")
+    temperatures = COLDEST * (HOTTEST / COLDEST) ** noise.uniform((1,), stream="temperature")
+    softened = (answers[rows] / temperatures).log_softmax(dim=1)
+    half, quarter = many // 2, many // 4
+    around = classes * answers[rows[half : half + quarter]].softmax(dim=1)
+    centre = torch.full((many - half - quarter, classes), 1 / classes)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "Dirichlet"))
+        drawn = torch.distributions.Dirichlet(torch.cat([around, centre]).clamp(min=LEAST)).sample()
+    drawn = drawn.clamp(min=torch.finfo(torch.float32).tiny).log().log_softmax(dim=1)
+    return torch.cat([softened[:half], drawn])
+
+
+class Restorer(nn.Module):
+    """p' -> p: log-probabilities to log-probabilities, (n, K), each row by itself.
+
+    Two hidden layers read p' and log p' and add to log p', where a class of probability 0 counts as LEAST.
+    """
+
+    def __init__(self, classes: int) -> None:
+        super().__init__()
+        width = min(max(64, 5 * classes), 1024)
+        self.layers = nn.Sequential(
+            nn.Linear(2 * classes, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, classes)
+        )
+
+    def forward(self, served: Tensor) -> Tensor:
+        """The recovered answers."""
+        logarithms = served.log_softmax(dim=1).clamp(min=math.log(LEAST))
+        change: Tensor = self.layers(torch.cat([logarithms.exp(), logarithms / 10], dim=1))
+        return (logarithms + change).log_softmax(dim=1)
+
+
+def restorer(served: Tensor, original: Tensor, seed: int) -> Restorer:
+    """Learns original answers from served ones, log-probabilities, (n, K), by soft cross-entropy.
+
+    Not by `fit`: it is no classifier of images.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "restorer"))
+        made = Restorer(served.shape[1])
+    optimiser = torch.optim.Adam(made.parameters(), lr=RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, STEPS)
+    goals = original.exp()
+    order = torch.empty(0, dtype=torch.int64)
+    for step in range(STEPS):
+        if len(order) < min(BATCH, len(served)):
+            order = permutation(len(served), derive(seed, "restorer", step))
+        rows, order = order[:BATCH], order[BATCH:]
+        loss = F.cross_entropy(made(served[rows]), goals[rows])
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        schedule.step()
+    return made.eval().requires_grad_(False)
+
+
+def guessed(guess: str) -> Response:
+    """The response that a guess names, several joined by `+` (which in a SPEC's value reads as a space).
+
+    Raises InputError for none, and for one that answers alone do not determine.
+    """
+    response = response_of(Spec.parse_joined("+".join(guess.split())))
+    for part in parts_of(response):
+        needs = (
+            "the images"
+            if part.reads_images
+            else "a network of the defender's"
+            if part.needs_helper
+            else "the memory of earlier queries"
+            if part.remembers
+            else ""
+        )
+        if needs:
+            raise InputError(
+                f"what {part.title} does to an answer depends on {needs}: a map from answer to answer cannot undo it.",
+                "Guess another response: reverse-sigmoid, power, round, top, stingy, modelguard-w or label-only.",
+            )
+    return response
+
+
+def answered(original: Tensor, response: Response, reveal: Reveal) -> Tensor:
+    """What a thief would read had a victim with these answers the response: log-probabilities, (n, K)."""
+    served = guard(nn.Identity(), response)(original)
+    return log_probabilities(shown(served, reveal), reveal, original.shape[1])
+
+
+@job(version=1)
+def recover(
+    context: Context,
+    asked: Artefact,
+    *,
+    guess: Response,
+    reveal: Reveal,
+    samples: int,
+    model: Model,
+    recipe: Recipe,
+    seed: int,
+) -> Artefact:
+    """The transfer set with recovered answers; those that were served are kept as `served`.
+
+    The shadow students learn the thief's labels (without any, the classes that the answers name) of the queries that
+    are not held out.
+    """
+    images, served = images_of(asked), asked.tensors[TEACHER]
+    kept, _ = images.split((1 - HELD_OUT, HELD_OUT), seed)  # as theft.stages.attempt does
+    labels = served.argmax(dim=1) if images.labels is None else images.labels
+    known = replace(images, labels=labels).subset(kept)
+    parts = known.split((1 / SHADOWS,) * SHADOWS, derive(seed, "shadow parts"))
+    answers, cost = [], Cost()
+    unwatched = Context(context.runtime, advance=context.advance)  # a checkpoint holds one student
+    for number, rows in enumerate(parts):
+        others = torch.cat([part for place, part in enumerate(parts) if place != number])
+        lesson = Lesson(unwatched, known.subset(rows), {}, model, recipe, derive(seed, "shadow", number))
+        student = lesson.student()
+        trained = lesson.fit(student, CrossEntropy())
+        answers.append(predict(student, known.subset(others), context.runtime))
+        cost += Cost(forwards=trained.forwards + len(others), backwards=trained.backwards)
+    original = shadow_answers(torch.cat(answers), samples, seed)
+    restored = restorer(answered(original, guess, reveal), original, seed)(served)
+    return Artefact(asked.values, {**asked.tensors, TEACHER: restored, SERVED: served}, cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """Recovery (D-DAE, Chen et al., CCS 2023), as ModelGuard's evaluation of it: learn p' -> p, recover, then KD.
+
+    guess: SPEC of the response that the thief believes in. It is a level of knowledge: right, wrong, or right with
+    another strength. samples: shadow answers that are sent through it.
+
+    As ModelGuard's code: shadow answers are Dirichlet around those of shadow students, the map has two hidden layers
+    of its widths and learns by soft cross-entropy with Adam. Otherwise: two students of half the queries each instead
+    of twenty of other data; also samples at several temperatures; the map reads logarithms too and begins near the
+    answer itself; thousands of samples, not a million; 1000 steps.
+    """
+
+    guess: str = "reverse-sigmoid"
+    samples: int = 8000
+    temperature: float | None = None
+    alpha: float | None = None
+
+    reads: ClassVar[Literal["scores", "label"]] = "scores"
+    wants_others: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if not 4 <= self.samples <= 1_000_000:
+            raise InputError(f"samples={self.samples} is nothing to learn from.", "Give 4 to 1000000.")
+        self._response()
+        self.candidates()
+
+    def _response(self) -> Response:
+        return guessed(self.guess)
+
+    @property
+    def needs_labels(self) -> bool:
+        return self.alpha != 1
+
+    @property
+    def title(self) -> str:
+        return titled(f"recovery from {self._response().title}", {"T": self.temperature, "α": self.alpha})
+
+    @property
+    def substitutes(self) -> int:
+        return SHADOWS
+
+    def transfer(self, label: str, situation: Situation) -> Stage:
+        """The stage that recovers what the shared questions were answered."""
+        asked = stage(ask, label, passes=situation.queries, drawn=situation.drawn, **situation.serving)
+        return stage(
+            recover,
+            f"{label}, and recover",
+            passes=3 * situation.queries * situation.recipe.epochs,
+            asked=asked,
+            guess=self._response(),
+            reveal=situation.serving["reveal"],
+            samples=self.samples,
+            **situation.training,
+        )
+
+    def candidates(self) -> tuple[Distillation, ...]:
+        return distillations(self.temperature, self.alpha, BUDGET - self.substitutes)
