@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillproof.core.classifiers import Model, predict
-from stillproof.core.distillation import LEAST, TEACHER, CrossEntropy, Distillation
+from stillproof.core.distillation import LEAST, TEACHER, CrossEntropy
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import Noise, derive, permutation
 from stillproof.core.plan import Context, Stage, job, stage
@@ -23,8 +22,8 @@ from stillproof.serving.guard import guard
 from stillproof.serving.oracle import Reveal, shown
 from stillproof.serving.responses import Response
 from stillproof.serving.responses.joined import parts_of, response_of
-from stillproof.theft.asking import Situation, distillations
-from stillproof.theft.lesson import BUDGET, Lesson
+from stillproof.theft.asking import LearnsByKD, Situation
+from stillproof.theft.lesson import Lesson
 from stillproof.theft.stages import HELD_OUT, SERVED, ask, images_of
 from stillproof.theft.thieves import titled
 from stillproof.theft.transfer import log_probabilities
@@ -172,8 +171,8 @@ def recover(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recovery:
-    """Recovery (D-DAE, Chen et al., CCS 2023), as ModelGuard's evaluation of it: learn p' -> p, recover, then KD.
+class Recovery(LearnsByKD):
+    """Recovery (D-DAE, Chen et al. 2023), as ModelGuard's evaluation of it: learn p' -> p, recover, then KD.
 
     guess: SPEC of the response that the thief believes in. It is a level of knowledge: right, wrong, or right with
     another strength. samples: shadow answers that are sent through it.
@@ -186,24 +185,15 @@ class Recovery:
 
     guess: str = "reverse-sigmoid"
     samples: int = 8000
-    temperature: float | None = None
-    alpha: float | None = None
-
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
-    wants_others: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not 4 <= self.samples <= 1_000_000:
             raise InputError(f"samples={self.samples} is nothing to learn from.", "Give 4 to 1000000.")
         self._response()
-        self.candidates()
+        super().__post_init__()
 
     def _response(self) -> Response:
         return guessed(self.guess)
-
-    @property
-    def needs_labels(self) -> bool:
-        return self.alpha != 1
 
     @property
     def title(self) -> str:
@@ -226,6 +216,3 @@ class Recovery:
             samples=self.samples,
             **situation.training,
         )
-
-    def candidates(self) -> tuple[Distillation, ...]:
-        return distillations(self.temperature, self.alpha, BUDGET - self.substitutes)
