@@ -47,7 +47,7 @@ def guard(model: nn.Module, response: Response | str, helpers: Sequence[nn.Modul
 
     model: images to logits. response: a Response, or a SPEC such as `top?k=3+round?decimals=2`. helpers: a network for
     each part of the response that needs one, in order (MAD: a surrogate; adaptive misinformation: one that is trained
-    to be wrong). Raises InputError.
+    to be wrong); they are put into eval mode, and need no gradients any more. Raises InputError.
     """
     chosen = response_of(Spec.parse_joined(response)) if isinstance(response, str) else response
     waiting = list(helpers)
