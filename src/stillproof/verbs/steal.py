@@ -196,7 +196,7 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
         tuning = stage(
             calibrate,
             f"calibrate {name}, seed {seed}",
-            passes=asked,
+            passes=asked * (1 + len(behind.helpers)),
             classifier=behind.classifier,
             drawn=drawn,
             l1=settings.response_l1,

@@ -6,6 +6,7 @@ A response takes logits and gives logits, both in the sense that their softmax i
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -29,7 +30,7 @@ class Strength:
     strongest: float
 
 
-class Response:
+class Response(ABC):
     """A way to change the answers of a served classifier. A frozen dataclass.
 
     What it needs besides the logits is declared: the images; a helper, that is a network made beforehand; memory of
@@ -47,17 +48,17 @@ class Response:
     """What `calibrated` tunes; None where nothing is continuous."""
 
     @property
+    @abstractmethod
     def title(self) -> str:
         """How a report calls it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def __call__(self, logits: Tensor, images: Tensor | None = None, state: nn.Module | None = None) -> Tensor:
         """What is served: float32 logits whose softmax is the answer, (n, K).
 
         logits: (n, K), finite or −inf; images: float32 in [0, 1], (n, C, H, W), where it reads them; state: what
         `begin` returned.
         """
-        raise NotImplementedError
 
     def begin(self, helper: nn.Module | None = None) -> nn.Module | None:
         """The state of a fresh server: its helper, its memory, or None."""

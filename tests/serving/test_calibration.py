@@ -1,0 +1,58 @@
+"""The strength at which a response changes answers by as much as is wanted."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from stillproof.core.noise import Noise
+from stillproof.errors import InputError
+from stillproof.serving.calibration import calibrated, nearest_to
+from stillproof.serving.guard import guard
+
+from .test_responses import Given, Seen, helpers_of, images_for, l1, made
+
+
+@pytest.mark.parametrize(
+    "text", ["round", "power", "reverse-sigmoid", "mad", "mad?argmax=false", "adaptive-misinformation", "modelguard-w"]
+)
+def test_responses_are_tuned_to_an_equal_l1(text: str) -> None:
+    logits = 2 * Noise(4, torch.arange(300), 0).normal((10,))
+    response = made(text)
+    images, helpers = images_for(300), helpers_of(response, 10)
+    found = calibrated(response, logits, 0.4, images=images, helpers=helpers)
+    answers = guard(Given(logits), found, helpers)(images).detach()
+    assert float(l1(logits, answers).mean()) == pytest.approx(0.4, rel=0.02)
+    assert type(found) is type(response)
+
+
+def test_what_cannot_be_tuned_is_refused_with_a_reason() -> None:
+    logits = torch.zeros(5, 4)
+    with pytest.raises(InputError, match="no strength"):
+        calibrated(made("top"), logits, 0.1)
+    with pytest.raises(InputError, match="no strength"):
+        calibrated(made("top+round"), logits, 0.1)
+    with pytest.raises(InputError, match="cannot change these answers"):
+        calibrated(made("power"), logits, 0.5)  # uniform answers stay uniform
+    with pytest.raises(InputError, match="reads the images"):
+        calibrated(made("mad"), logits, 0.1)
+
+
+def test_what_cannot_be_reached_comes_as_near_as_it_can() -> None:
+    logits = 3 * Seen(10)(images_for(40))
+    found = nearest_to(made("reverse-sigmoid"), logits, 1.9)
+    assert found.misses(1.9)
+    assert found.l1 < 1.9
+    weaker = nearest_to(made("reverse-sigmoid"), logits, found.l1 / 2)
+    assert not weaker.misses(found.l1 / 2)
+    assert weaker.response.beta < found.response.beta  # type: ignore[attr-defined]
+
+
+def test_answers_in_pieces_are_as_far_apart_as_all_at_once() -> None:
+    images = images_for(600)  # more than are changed at once
+    logits = Seen(10)(images).detach()
+    surrogate = Seen(10, seed=5)
+    found = nearest_to(made("mad"), logits, 0.3, images=images, helpers=[surrogate])
+    whole = guard(Given(logits), found.response, [surrogate])(images)
+    assert float(l1(logits, whole).mean()) == pytest.approx(found.l1, abs=1e-4)
+    assert not found.misses(0.3)
