@@ -9,6 +9,8 @@ the original classifier, and distances are measured, by one function for all. Co
 rotates, three times (STILLPROOF_ROUNDS), each with a seed of its own; times are medians, strengths means. All in one
 process. With one thread (one core) times are seconds of CPU, which another program does not lengthen; with more
 they are seconds of the clock. Whoever has no result after STILLPROOF_LIMIT seconds (600) is left out.
+STILLPROOF_CLASSIFIERS ("undefended,distilled") names some of the three, STILLPROOF_CONTESTANTS ("log odds") a part of
+the names of contestants; what they reach is added to what is recorded of the others.
 
 - ball: PGD-40 and APGD-100, Linf 8/255, 500 images, three classifiers; cross-entropy, and ours along the log odds too.
 - minimal: FMN and DDN, 100 steps; C&W at 5 x 200. patient: C&W at 9 x 1000. 100 images.
@@ -23,9 +25,8 @@ import multiprocessing
 import os
 import signal
 import statistics
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -38,7 +39,8 @@ from torch import Tensor, nn
 from models import Shared, shared
 from shared.memory import Peak, held_bytes
 from shared.parts import wanted_parts
-from shared.record import record
+from shared.peers import Contestant, art_attack, foolbox_attack, importable, original_apgd, torchattacks_attack
+from shared.record import record, recorded
 from stillproof.attacks.attack import Attack
 from stillproof.attacks.carlini_wagner import CarliniWagner
 from stillproof.attacks.frozen import frozen
@@ -53,10 +55,9 @@ from stillproof.core.runtime import Runtime
 EPSILON, STEP = 8 / 255, 2 / 255
 IMAGES, FEW = 500, 100
 ROUNDS = int(os.environ.get("STILLPROOF_ROUNDS", "3"))
+CLASSIFIERS = os.environ.get("STILLPROOF_CLASSIFIERS", "")
+CONTESTANTS = os.environ.get("STILLPROOF_CONTESTANTS", "")
 LIMIT = int(os.environ.get("STILLPROOF_LIMIT", "600"))
-
-Contestant = Callable[[nn.Module, Tensor, Tensor, int], Tensor]
-"""(classifier, images, labels, seed) -> adversarial images. Whoever takes no seed has torch's and NumPy's."""
 
 
 @dataclass(frozen=True)
@@ -86,67 +87,6 @@ class Contest:
             for precision in ("fp32", "bf16")
         }
         return mine | dict(self.peers)
-
-
-def foolbox_attack(name: str, epsilon: float | None = None, **settings: Any) -> Contestant:
-    """An attack of foolbox; without epsilon it looks for the smallest change."""
-    import foolbox
-
-    def run(model: nn.Module, images: Tensor, labels: Tensor, _seed: int) -> Tensor:
-        wrapped = foolbox.PyTorchModel(model, bounds=(0, 1), device="cpu")
-        attack = getattr(foolbox.attacks, name)(**settings)
-        _, found, _ = attack(wrapped, images, labels, epsilons=epsilon)
-        return found
-
-    return run
-
-
-def art_attack(name: str, **settings: Any) -> Contestant:
-    """An attack of the Adversarial Robustness Toolbox."""
-    import art.attacks.evasion as attacks
-    from art.estimators.classification import PyTorchClassifier
-
-    def run(model: nn.Module, images: Tensor, labels: Tensor, _seed: int) -> Tensor:
-        wrapped = PyTorchClassifier(
-            model, nn.CrossEntropyLoss(), tuple(images.shape[1:]), 10, clip_values=(0.0, 1.0), device_type="cpu"
-        )
-        attack = getattr(attacks, name)(wrapped, **settings)
-        return torch.from_numpy(np.asarray(attack.generate(images.numpy(), labels.numpy()), dtype=np.float32))
-
-    return run
-
-
-def torchattacks_attack(name: str, **settings: Any) -> Contestant:
-    """An attack of torchattacks."""
-    import torchattacks
-
-    def run(model: nn.Module, images: Tensor, labels: Tensor, _seed: int) -> Tensor:
-        return getattr(torchattacks, name)(model, **settings)(images, labels)
-
-    return run
-
-
-def original_apgd(**settings: Any) -> Contestant:
-    """APGD of the authors' AutoAttack, from the checkout that STILLPROOF_AUTOATTACK names."""
-    sys.path.insert(0, os.environ["STILLPROOF_AUTOATTACK"])
-    from autoattack.autopgd_base import APGDAttack
-
-    def run(model: nn.Module, images: Tensor, labels: Tensor, seed: int) -> Tensor:
-        attack = APGDAttack(model, device="cpu", verbose=False, seed=seed, **settings)
-        return attack.perturb(images, labels)
-
-    return run
-
-
-def importable(peers: Mapping[str, Callable[[], Contestant]], left_out: dict[str, str]) -> dict[str, Contestant]:
-    """Those peers that import here; why not, of the others."""
-    found: dict[str, Contestant] = {}
-    for name, make in peers.items():
-        try:
-            found[name] = make()
-        except Exception as error:  # a peer may fail at import in any way
-            left_out[name] = f"{type(error).__name__}: {error}".splitlines()[0]
-    return found
 
 
 def contests(part: str, left_out: dict[str, str]) -> list[Contest]:
@@ -184,6 +124,8 @@ def contests(part: str, left_out: dict[str, str]) -> list[Contest]:
                 verbose=False,
             ),
         }
+        if part == "patient":
+            del carlini["ART"]  # it has no result within the limit at a ninth of these steps
         wagner = CarliniWagner(searches=searches, steps=steps)
         found = [Contest(f"C&W {searches} x {steps}", wagner, importable(carlini, left_out), FEW, "l2")]
         if part == "patient":
@@ -278,7 +220,8 @@ def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str], le
     images, labels = of.some(contest.images)
     for name in names:
         model = of.classifiers[name].eval()
-        entries = budgeted(contest, model, images, labels).contestants(runtime)
+        known = budgeted(contest, model, images, labels).contestants(runtime)
+        entries = {entry: contestant for entry, contestant in known.items() if CONTESTANTS in entry}
         times: dict[str, list[float]] = {entry: [] for entry in entries}
         strength: dict[str, list[dict[str, Any]]] = {entry: [] for entry in entries}
         order = list(entries)
@@ -308,17 +251,10 @@ def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str], le
             }
             for entry in entries
         }
-        record(
-            "attacks",
-            **{
-                f"{contest.name}, {name}": {
-                    "images": len(images),
-                    "rounds": ROUNDS,
-                    "threads": runtime.threads,
-                    **table,
-                }
-            },
-        )
+        title = f"{contest.name}, {name}"
+        before = recorded("attacks").get(title, {}) if CONTESTANTS else {}
+        settings = {"images": len(images), "rounds": ROUNDS, "threads": runtime.threads}
+        record("attacks", **{title: {**before, **settings, **table}})
 
 
 def bare_passes(model: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime, steps: int) -> float:
@@ -395,9 +331,8 @@ def main() -> None:
         elif part == "memory":
             memory()
         else:
-            names = list(of.classifiers) if part == "ball" else ["undefended", "distilled"]
             for contest in contests(part, left_out):
-                compete(contest, of, runtime, names, left_out)
+                compete(contest, of, runtime, CLASSIFIERS.split(",") if CLASSIFIERS else list(of.classifiers), left_out)
     record("attacks", left_out=left_out)
 
 

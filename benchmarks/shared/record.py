@@ -16,8 +16,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 def record(name: str, **found: Any) -> None:
     """Add figures to those of a benchmark, so that its parts can be run one by one."""
-    file = RESULTS / f"{name}.json"
-    before: Mapping[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    file, before = RESULTS / f"{name}.json", recorded(name)
     chosen = Runtime.choose()
     machine = {
         "cpu": cpu_name(),
@@ -30,6 +29,13 @@ def record(name: str, **found: Any) -> None:
     content = {**before, **found, "machine": machine}
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(f"{name}: {', '.join(found)} recorded in {file.name}")
+
+
+def recorded(name: str) -> Mapping[str, Any]:
+    """The figures of a benchmark so far."""
+    file = RESULTS / f"{name}.json"
+    found: Mapping[str, Any] = json.loads(file.read_text()) if file.is_file() else {}
+    return found
 
 
 def cifar10() -> str | None:

@@ -134,6 +134,24 @@ def honest(models: Mapping[str, nn.Module], digits: DataSource, runtime: Runtime
     return verdict_on
 
 
+def test_what_misleads_is_looked_for_on_the_watched_images_and_what_stands_on_all(
+    models: Mapping[str, nn.Module], digits: DataSource, runtime: Runtime
+) -> None:
+    few = replace(QUICK, effort=replace(QUICK.effort, watched=40))
+    verdict, found = audited(Around(models["plain"], "× 100"), digits, runtime, thoroughness=few)
+    trail = {step["name"]: step for step in found.evidence.trail}
+    assert verdict.masked == "yes"
+    assert "over 40 images" in verdict.gap.method
+    assert trail["PGD-20, cross-entropy"]["asked"] > 80  # what is claimed is claimed of all
+    assert all(0 < trail[name]["asked"] <= 40 for name in ("APGD-30, cross-entropy", "random draws"))
+    assert verdict.robust.n == len(found.evidence.labels) == 120
+    assert verdict.robust.value == pytest.approx(audited(models["plain"], digits, runtime)[0].robust.value)
+
+    verdict, found = audited(models["signs"], digits, runtime, thoroughness=replace(few, close=8))
+    again = next(step for step in found.evidence.trail if step["name"].endswith("again"))
+    assert again["ran"] or not found.evidence.standing[40:].any()
+
+
 @pytest.mark.parametrize("name", TRUTHS)
 def test_masked_is_called_masked_and_honest_is_not(
     name: str,

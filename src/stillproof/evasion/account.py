@@ -61,8 +61,14 @@ def _trail(evidence: Evidence) -> Table:
             ]
         )
     columns = ["attack", "images", "fell", "robust accuracy after it", "cost", "seconds", "why"]
-    note = "An image that falls leaves the ladder. Attacks on the deployed output are given all images it was not yet "
-    note += "fooled on, also those that something else has."
+    watched = int(evidence.watched.sum())
+    note = "An image that falls leaves the ladder. "
+    note += (
+        f"What shows whether the deployed gradient misleads is given the first {watched} images"
+        if watched < n
+        else ("What shows whether the deployed gradient misleads is given all images")
+    )
+    note += " that the deployed output was not yet fooled on, also those that something else has fooled."
     return Table(title="The ladder", columns=columns, rows=rows, note=note)
 
 

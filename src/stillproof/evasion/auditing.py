@@ -91,7 +91,8 @@ def audit(
             if isinstance(classifier, Metered):
                 classifier.queries = asked
         else:
-            ladder = begin(_first(classifier, images, labels, runtime, known, seed), labels, has_gradient=bool(module))
+            first = _first(classifier, images, labels, runtime, known, seed)
+            ladder = begin(first, labels, has_gradient=bool(module), watched=how.effort.watched)
         samples = EOT_SAMPLES if module is not None and _is_random(ladder.first) else 1
         through = None if module is None else way_through(module, images[:4].to(runtime.device))
         labels_only = module is None and bool(((ladder.first.logits == 0) | (ladder.first.logits == 1)).all())
@@ -192,6 +193,7 @@ def _evidence(
         outcomes=torch.stack(ladder.outcomes).numpy() if ladder.outcomes else np.zeros((0, len(labels)), np.int8),
         standing=ladder.standing.numpy(),
         distance=ladder.distance.numpy(),
+        watched=ladder.watched.numpy(),
         close_rows=rows.numpy(),
         close={name: value.numpy() for name, value in close.items()},
         solved=tested.attack.numpy(),

@@ -53,14 +53,15 @@ def rungs(
         yield Rung(f"PGD-{effort.pgd}, cross-entropy", "deployed", pgd, "right", "what most evaluations stop at")
         apgd = APGD(**white, steps=effort.apgd)
         why = "converged on the deployed output: the robustness that is claimed"
-        yield Rung(f"APGD-{effort.apgd}, cross-entropy", "deployed", apgd, "deployed survivors", why)
+        yield Rung(f"APGD-{effort.apgd}, cross-entropy", "deployed", apgd, "watched survivors", why)
     why = "luck: where it beats a gradient attack, the gradients mislead"
-    yield Rung("random draws", "gradient-free", RandomDraws(**ball, queries=effort.draws), "deployed survivors", why)
+    on: Any = "standing" if module is None else "watched survivors"
+    yield Rung("random draws", "gradient-free", RandomDraws(**ball, queries=effort.draws), on, why)
     why = "asks for scores only: where it beats a gradient attack, the gradients mislead"
     probe = Square(**ball, queries=effort.probing)
     name = f"Square, {effort.probing} queries"
     without_scores: Callable[[Ladder], str] = lambda _: "labels alone are no scores" if labels_only else ""  # noqa: E731
-    yield Rung(name, "gradient-free", probe, "deployed survivors", why, skip=without_scores)
+    yield Rung(name, "gradient-free", probe, on, why, skip=without_scores)
     if module is not None:
         why = "the scale of the logits cannot hide the gradient from it"
         for loss in ("standardised", "margin"):
@@ -97,6 +98,9 @@ def rungs(
     def patience(ladder: Ladder) -> str:
         return "" if module is None or ladder.is_suspicious() else calm
 
+    if module is not None:
+        why = "gradients mislead here: what stands of the images it was not given above"
+        yield Rung(f"{name}, again", "gradient-free", probe, "standing, unwatched", why, skip=patience)
     square = Square(**ball, queries=effort.square)
     why = "gradients mislead here, so queries decide" if module is not None else "asks for scores only"
     name = f"Square, {effort.square} queries"

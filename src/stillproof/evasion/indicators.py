@@ -56,7 +56,8 @@ class Evidence:
 
     labels, logits: int (n,), (n, K); ce, margin: the largest entry of that loss's gradient, (n,); repeats: difference
     of two passes, (n,); trail: the steps of the ladder, in order; outcomes: (steps, n), 1 fell, 0 not, −1 not asked;
-    standing: bool (n,); distance: (n,); close_rows: int (m,); close: what `examine` returns, each (m,); solved, lucky:
+    standing: bool (n,); distance: (n,); watched: bool (n,), images that all of cross-entropy on the deployed output was
+    for, and what may win where it lost; close_rows: int (m,); close: what `examine` returns, each (m,); solved, lucky:
     the binarisation test's problems that the attack, and random draws, solved; outputs: what the classifier returns
     (logits, probabilities, labels);
     is_black_box: nothing but answers was seen; ended_by_budget: not all was tried.
@@ -71,6 +72,7 @@ class Evidence:
     outcomes: Array
     standing: Array
     distance: Array
+    watched: Array
     close_rows: Array
     close: Mapping[str, Array]
     solved: Array
@@ -93,11 +95,11 @@ class Evidence:
 
     @property
     def settled(self) -> Array:
-        """Which images cross-entropy on the deployed output was given to the end, or fooled before; bool, (n,)."""
+        """Which watched images cross-entropy on the deployed output was given to the end, or fooled before: (n,)."""
         rows = [row for row, step in zip(self.outcomes, self.trail, strict=True) if step["kind"] == DEPLOYED]
         if not rows:
             return np.zeros(len(self.labels), bool)
-        found: Array = self.right & ((np.stack(rows) == 1).any(axis=0) | (rows[-1] != -1))
+        found: Array = self.watched & self.right & ((np.stack(rows) == 1).any(axis=0) | (rows[-1] != -1))
         return found
 
     @property

@@ -56,6 +56,8 @@ class Effort:
     hop: int = 3000
     patient: int = 100
     """So many images at most are given to the attacks that take thousands of queries each."""
+    watched: int = 200
+    """On so many images at most is it seen to the end what the deployed gradient misses, where there is a gradient."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,8 @@ class Rung:
     name: str
     kind: Kind
     attack: Attack
-    on: Literal["right", "deployed survivors", "standing"]
+    on: Literal["right", "watched survivors", "standing", "standing, unwatched"]
+    """watched survivors: those of the watched images that nothing on the deployed output has fooled yet."""
     why: str
     through: nn.Module | None = None
     """What is climbed in place of the classifier."""
@@ -122,6 +125,8 @@ class Ladder:
     """Of the nearest adversarial image found, infinite where there is none: float32, (n,)."""
     dead: Tensor
     """Whether the gradients of cross-entropy and margin are both exactly zero."""
+    watched: Tensor
+    """On which it is seen what the deployed gradient misses, bool, (n,)."""
     first: First
     """What the first look saw."""
     steps: list[Step] = field(default_factory=list)
@@ -143,14 +148,16 @@ class Ladder:
         """Which images a rung is for, int64."""
         chosen = {
             "right": self.right,
-            "deployed survivors": self.right & ~self.fell_to("deployed"),
+            "watched survivors": self.watched & self.right & ~self.fell_to("deployed"),
             "standing": self.standing,
+            "standing, unwatched": self.standing & ~self.watched,
         }[on]
         return chosen.nonzero()[:, 0]
 
     def is_suspicious(self) -> bool:
         """Whether something won where the deployed output's gradient lost, or there is no gradient at all."""
-        hidden = self.fell_to("gradient-free", "transfer", "one step") & ~self.fell_to("deployed")
+        hidden = self.watched & self.fell_to("gradient-free", "one step") & ~self.fell_to("deployed")
+        hidden |= self.fell_to("transfer")  # it is shown to what nothing else has fooled
         return bool(hidden.any()) or bool((self.dead & self.standing).any())
 
     def copy(self) -> Ladder:
@@ -229,7 +236,7 @@ class Climb:
         outcome = torch.full(ladder.right.shape, -1, dtype=torch.int8)
         rows = ladder.rows(rung.on)
         if not len(rows):
-            step.why = "not run: nothing is left to learn, no image stands"
+            step.why = "not run: no image is left that it could tell anything about"
         elif self._is_spent(ladder, began):
             step.why, ladder.ended_by_budget = "not run: the budget is spent", True
         elif refusal := rung.skip(ladder):
@@ -317,11 +324,12 @@ class Climb:
         return over or (self.budget.seconds is not None and time.monotonic() - began >= self.budget.seconds)
 
 
-def begin(first: First, labels: Tensor, *, has_gradient: bool) -> Ladder:
-    """A ladder at its foot."""
+def begin(first: First, labels: Tensor, *, has_gradient: bool, watched: int) -> Ladder:
+    """A ladder at its foot. watched: how many images, from the first on; all, where there is no gradient."""
     right = first.logits.argmax(1) == labels
     dead = (first.ce == 0) & (first.margin == 0) if has_gradient else torch.zeros_like(right)
-    return Ladder(right, right.clone(), torch.full(right.shape, torch.inf), dead, first)
+    seen = torch.arange(len(right)) < watched if has_gradient else torch.ones_like(right)
+    return Ladder(right, right.clone(), torch.full(right.shape, torch.inf), dead, seen, first)
 
 
 def save(ladder: Ladder, path: Path, *, asked: int) -> None:
@@ -335,7 +343,7 @@ def save(ladder: Ladder, path: Path, *, asked: int) -> None:
     write_atomically(path, content.getvalue())
 
 
-SAVED = ("right", "standing", "distance", "dead", "outcomes", "shown", "ended_by_budget")
+SAVED = ("right", "standing", "distance", "dead", "watched", "outcomes", "shown", "ended_by_budget")
 
 
 def restore(path: Path) -> tuple[Ladder, int]:

@@ -72,7 +72,7 @@ class Scaled(nn.Module):
         return logits * self.factor
 
 
-@job(version=1)
+@job(version=2)
 def audit_classifier(
     context: Context,
     classifier: Artefact,
@@ -106,7 +106,7 @@ def audit_classifier(
         checkpoint=context.checkpoint,
         advance=context.advance,
     )
-    return _artefact(audited, test)
+    return artefact_of(audited, test)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +165,7 @@ class Asked:
         return found
 
 
-@job(version=1)
+@job(version=2)
 def audit_black_box(
     context: Context,
     data: Artefact,
@@ -194,7 +194,7 @@ def audit_black_box(
         checkpoint=context.checkpoint,
         advance=context.advance,
     )
-    made = _artefact(audited, test)
+    made = artefact_of(audited, test)
     outputs = asked.kind or "logits"
     values = made.values if audited.evidence.outputs == "labels" else {**made.values, "outputs": outputs}
     return replace(made, values=values, cost=Cost(queries=asked.queries))
@@ -209,7 +209,8 @@ def _tested(data: Artefact, thoroughness: Thoroughness) -> ImageSet:
     return test.subset(rows[permutation(len(rows), derive(0, "audited"))])
 
 
-def _artefact(audited: Audited, test: ImageSet) -> Artefact:
+def artefact_of(audited: Audited, test: ImageSet) -> Artefact:
+    """What is kept of an audit."""
     evidence, shown = audited.evidence, list(audited.shown)
     tensors: dict[str, Tensor] = {
         "shown.clean": test.images[shown],

@@ -30,7 +30,8 @@ class Verdict:
     """What the audit says.
 
     clean, robust: accuracy, and worst-case robust accuracy; claimed: what a standard attack (PGD on the deployed
-    output) leaves; gap: what converged cross-entropy leaves, less the worst case, with McNemar's p; why: in words.
+    output) leaves; gap: of the watched images, what converged cross-entropy leaves, less the worst case, with
+    McNemar's p; why: in words.
     """
 
     masked: Masked
@@ -54,12 +55,13 @@ def decide(evidence: Evidence) -> Verdict:
     right, worst = evidence.right, evidence.standing
     n = len(right)
     # an image that the deployed output's attacks were not given has not stood against them
-    is_settled = bool((evidence.settled == right).all()) and not evidence.is_black_box
+    watched = evidence.watched
+    is_settled = bool((evidence.settled == (right & watched)).all()) and not evidence.is_black_box
     first = _first_deployed(evidence) if is_settled else None
-    deployed = evidence.stood_deployed
+    deployed, less = evidence.stood_deployed[watched], worst[watched]
     missing = measures.unmeasured("attacks on the deployed output did not run to their end", n=n)
-    gap = measures.difference(deployed[None].astype(float), worst[None].astype(float)) if is_settled else missing
-    p = measures.mcnemar(deployed, worst) if is_settled else 1.0
+    gap = measures.difference(deployed[None].astype(float), less[None].astype(float)) if is_settled else missing
+    p = measures.mcnemar(deployed, less) if is_settled else 1.0
     found = tuple(signs(evidence))
     masked, why = _masked(evidence, found, gap, p)
     return Verdict(

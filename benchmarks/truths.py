@@ -1,0 +1,337 @@
+"""Planted truths: is what is masked called masked, and what is honest honest? Over several trainings.
+
+`python benchmarks/truths.py [PART ...]`, parts: digits, cifar10, honest; all by default. Every classifier and every
+audit is a stage (STILLPROOF_STORE), so that a killed run goes on. Figures go to benchmarks/results/truths.json.
+
+- digits, cifar10: the table of truths. Of what is randomised it is asked that the audit notices. Distilled classifiers
+  and their undistilled twin (the same network, plainly trained) at a quarter and a half of the radius too.
+- honest: the false-alarm rate over further honest classifiers, on digits: four networks, as they are, with weights in
+  bf16, and with 1000 added to their logits.
+
+STILLPROOF_SEEDS: trainings of each, 3; or STILLPROOF_SEED, one of them. STILLPROOF_CLASSIFIERS ("plain;signs") names
+some of the trained ones. STILLPROOF_AUDIT_IMAGES: test images at most, 1000.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from models import LIMIT, MODEL, RECIPE
+from shared.parts import wanted_parts
+from shared.plans import executed
+from shared.record import cifar10, record
+from stillproof.attacks.threats import Linf
+from stillproof.core import measures
+from stillproof.core.carving import carve, data_stage
+from stillproof.core.classifiers import Model
+from stillproof.core.images import Augmentation, as_float
+from stillproof.core.noise import derive
+from stillproof.core.plan import Context, Stage, job, stage
+from stillproof.core.runtime import Runtime
+from stillproof.core.stages import classifier_of, distil, training_stage
+from stillproof.core.store import Artefact
+from stillproof.core.training import Recipe
+from stillproof.evasion.auditing import Thoroughness, audit
+from stillproof.evasion.hardening.adversarial_training import AdversarialTraining
+from stillproof.evasion.hardening.defensive_distillation import DefensiveDistillation
+from stillproof.evasion.hardening.rslad import RSLAD
+from stillproof.evasion.indicators import Evidence
+from stillproof.evasion.stages import artefact_of, evidence_of
+from stillproof.evasion.verdict import decide
+
+SIGNS = Model("truths:Signs")
+TEMPERATURES = (20, 50, 100)
+SHARES = (0.25, 0.5, 1.0)
+"""Of the radius, at which distilled classifiers are looked at."""
+IMAGES = int(os.environ.get("STILLPROOF_AUDIT_IMAGES", "1000"))
+ONE = os.environ.get("STILLPROOF_SEED")
+SEEDS = [int(ONE)] if ONE else list(range(int(os.environ.get("STILLPROOF_SEEDS", "3"))))
+CHOSEN = os.environ.get("STILLPROOF_CLASSIFIERS", "")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What one part is about. long: epochs of the over-trained; others: further honest networks."""
+
+    data: str
+    limit: int | None
+    model: Model
+    recipe: Recipe
+    long: int
+    radius: float
+    others: tuple[str, ...]
+
+
+def setting(name: str) -> Setting:
+    """Of a part. Exits where CIFAR-10 is wanted and not there."""
+    if name == "digits":
+        recipe = Recipe(epochs=12, batch_size=50, learning_rate=0.1)
+        small = ("zoo:vit", "zoo:preresnet20?width=8", "zoo:resnet18?width=8", "zoo:cnn?width=32")
+        return Setting("digits", None, Model("zoo:cnn?width=8"), recipe, 100, 0.1, small)
+    place = cifar10()
+    if not place:
+        sys.exit("left out: this part needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    return Setting(place, LIMIT, MODEL, RECIPE, 40, 8 / 255, ())
+
+
+class Sign(nn.Module):
+    """The sign, with a derivative while it is trained, and none where it is deployed."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Any shape."""
+        if not self.training:
+            return features.sign()
+        near = features.clamp(-1, 1)
+        return near + (features.sign() - near).detach()
+
+
+class Signs(nn.Sequential):
+    """A small convolutional network with a sign in the middle."""
+
+    def __init__(self, *, channels: int, size: int, classes: int) -> None:
+        super().__init__(
+            *_block(channels, 32),
+            nn.ReLU(),
+            *_block(32, 64),
+            Sign(),
+            nn.Flatten(),
+            nn.Linear(64 * (size // 4) ** 2, classes),
+        )
+
+
+def _block(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.MaxPool2d(2)]
+
+
+class Wrapped(nn.Module):
+    """Something done to a classifier's images or logits."""
+
+    def __init__(
+        self, classifier: nn.Module, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]
+    ) -> None:
+        super().__init__()
+        self.classifier, self.before, self.after = classifier, before, after
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, K)."""
+        return self.after(self.classifier(self.before(images)))
+
+
+def same(values: Tensor) -> Tensor:
+    """The identity."""
+    return values
+
+
+def levels(images: Tensor) -> Tensor:
+    """8 levels a channel."""
+    return (images * 7).round() / 7
+
+
+def resized_and_padded(images: Tensor) -> Tensor:
+    """Random size and place (Xie et al. 2018)."""
+    size = int(torch.randint(28, 33, ()))
+    small = F.interpolate(images, (size, size), mode="nearest")
+    left, top = (int(torch.randint(0, 33 - size, ())) for _ in range(2))
+    return F.pad(small, (left, 32 - size - left, top, 32 - size - top))
+
+
+def saturated(logits: Tensor) -> Tensor:
+    """log of softmax of a hundred times as much, as the door makes logits of probabilities."""
+    return (100 * logits).softmax(1).clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
+def rounded(model: nn.Module) -> nn.Module:
+    """Its weights in bf16, in place."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.bfloat16().float()
+    return model
+
+
+WAYS: dict[str, Callable[[nn.Module], nn.Module]] = {
+    "as it is": lambda model: model,
+    "bf16 weights": rounded,
+    "logits + 1000": lambda model: Wrapped(model, same, lambda logits: logits + 1000),
+    "logits × 100": lambda model: Wrapped(model, same, lambda logits: logits * 100),
+    "saturated probabilities": lambda model: Wrapped(model, same, saturated),
+    "8 levels": lambda model: Wrapped(model, levels, same),
+    "random resize and pad": lambda model: Wrapped(model, resized_and_padded, same),
+}
+
+
+@dataclass(frozen=True)
+class Planted:
+    """A trained classifier, what is done to it, and the truth: masked (yes), honest (no), or randomised."""
+
+    classifier: str
+    way: str
+    truth: str
+
+    @property
+    def name(self) -> str:
+        """How the table calls it."""
+        return self.classifier if self.way == "as it is" else f"{self.classifier}, {self.way}"
+
+
+TRUTHS = (
+    *(Planted("plain", way, "no") for way in ("as it is", "bf16 weights", "logits + 1000")),
+    *(Planted(name, "as it is", "no") for name in ("over-trained", "PGD-trained", "RSLAD")),
+    *(Planted(f"distilled, T = {temperature}", "as it is", "yes") for temperature in TEMPERATURES),
+    *(Planted("plain", way, "yes") for way in ("logits × 100", "saturated probabilities", "8 levels")),
+    Planted("signs", "as it is", "yes"),
+    Planted("PGD-trained", "logits × 100", "yes"),
+    Planted("plain", "random resize and pad", "randomised"),
+)
+
+
+def trained(of: Setting, data: Stage, images: int, seed: int) -> dict[str, Stage]:
+    """The stages that train the classifiers of one seed."""
+    given: dict[str, Any] = {"data": data, "images": images}
+    common = {"model": of.model, "recipe": of.recipe, "seed": seed, **given}
+    long = replace(of.recipe, epochs=of.long, weight_decay=0.0, augmentation=Augmentation(shift=0, flip=False))
+    robust = AdversarialTraining(threat=f"linf:{of.radius}") if of.data == "digits" else AdversarialTraining()
+    found = {
+        "plain": training_stage("plain", **common),
+        "twin": training_stage("the twin", **{**common, "seed": seed + 1}),
+        "over-trained": training_stage("over-trained", **{**common, "recipe": long}),
+        "signs": training_stage("signs", **{**common, "model": SIGNS}),
+        "PGD-trained": training_stage("by PGD", objective=robust, passes=3 * (robust.steps + 1), **common),
+        **{other: training_stage(other, **{**common, "model": Model(other)}) for other in of.others},
+    }
+    for temperature in TEMPERATURES:
+        found[f"distilled, T = {temperature}"] = DefensiveDistillation(temperature=temperature).stage(**common)
+    objective = RSLAD(threat=robust.threat)
+    found["RSLAD"] = stage(
+        distil,
+        f"distil by RSLAD, seed {seed}",
+        passes=3 * (objective.steps + 2) * images * of.recipe.epochs,
+        teacher=found["PGD-trained"],
+        data=data,
+        model=of.model,
+        objective=objective,
+        online=False,
+        recipe=of.recipe,
+        seed=derive(seed, "student"),
+    )
+    return found
+
+
+@job(version=1)
+def audit_planted(
+    context: Context, classifier: Artefact, twin: Artefact, data: Artefact, *, way: str, radius: float, images: int
+) -> Artefact:
+    """What an audit at standard thoroughness sees of a planted truth."""
+    test = carve(data).test
+    test = test.subset(torch.arange(min(images, len(test))))
+    audited = audit(
+        WAYS[way](classifier_of(classifier, context)).eval(),
+        as_float(test.images),
+        test.known_labels(),
+        Linf(radius),
+        outputs="probabilities" if "probabilities" in way else "logits",
+        classes=len(test.classes),
+        thoroughness=Thoroughness(images=images),
+        twins=[classifier_of(twin, context)],
+        runtime=context.runtime,
+        checkpoint=context.checkpoint,
+    )
+    return artefact_of(audited, test)
+
+
+def audit_stage(stages: Mapping[str, Stage], data: Stage, planted: Planted, radius: float) -> Stage:
+    """The stage that looks at a planted truth."""
+    return stage(
+        audit_planted,
+        f"audit {planted.name} at {radius:.3f}",
+        classifier=stages[planted.classifier],
+        twin=stages["twin"],
+        data=data,
+        way=planted.way,
+        radius=radius,
+        images=IMAGES,
+    )
+
+
+def row_of(evidence: Evidence) -> dict[str, Any]:
+    """What is recorded of an audit."""
+    verdict = decide(evidence)
+    costs = [(step["forwards"] + step["backwards"], step["seconds"]) for step in evidence.trail]
+    logits = evidence.logits
+    return {
+        "masked": verdict.masked,
+        "why": verdict.why,
+        "accuracy": verdict.clean.value,
+        "FGSM leaves": float((evidence.right & (evidence.outcomes[0] != 1)).mean()),
+        "PGD leaves": verdict.claimed.value,
+        "worst case": [verdict.robust.value, verdict.robust.low, verdict.robust.high],
+        "signs": [f"{sign.number} {sign.name}" for sign in verdict.signs if sign.is_present],
+        "zero gradient": float((evidence.ce == 0).mean()),
+        "logits, L1, median": float(np.median(np.abs(logits).sum(1))),
+        "passes": sum(cost for cost, _ in costs),
+        "seconds": round(sum(seconds for _, seconds in costs), 1),
+    }
+
+
+def is_met(truth: str, row: dict[str, Any]) -> bool:
+    """Whether the audit says what is true."""
+    return "7 two passes differ" in row["signs"] if truth == "randomised" else row["masked"] == truth
+
+
+def looked_at(of: Setting, part: str, planted: Sequence[tuple[Planted, float]], runtime: Runtime) -> list[bool]:
+    """Audit, and record, each at its share of the radius; whether each is met, over all seeds."""
+    source = data_stage(of.data, of.limit)
+    met: list[bool] = []
+    for seed in SEEDS:
+        stages = trained(of, source.stage, source.sizes.training, seed)
+        for one, share in planted:
+            if CHOSEN and one.classifier not in CHOSEN.split(";"):
+                continue
+            looked = audit_stage(stages, source.stage, one, share * of.radius)
+            row = row_of(evidence_of(executed({"audit": looked}, runtime)["audit"]))
+            row |= {"truth": one.truth, "met": is_met(one.truth, row)}
+            at = "" if share == 1 else f", {share:g} of the radius"
+            print(f"  {one.name}{at}, seed {seed}: {row}", flush=True)
+            record("truths", **{f"{part}: {one.name}{at}, seed {seed}": row})
+            met.append(bool(row["met"]))
+    return met
+
+
+def table(part: str, runtime: Runtime) -> None:
+    """The truths at the radius, and the distilled with their twin below it."""
+    names = ("plain", *(f"distilled, T = {temperature}" for temperature in TEMPERATURES))
+    below = [(one, share) for share in SHARES[:-1] for one in TRUTHS if one.name in names]
+    looked_at(setting(part), part, [(one, 1.0) for one in TRUTHS] + below, runtime)
+
+
+def honest(_part: str, runtime: Runtime) -> None:
+    """How often an honest classifier is called masked, or not said to be honest."""
+    of = setting("digits")
+    ways = ("as it is", "bf16 weights", "logits + 1000")
+    met = looked_at(of, "honest", [(Planted(name, way, "no"), 1.0) for name in of.others for way in ways], runtime)
+    share = measures.share(len(met) - sum(met), len(met))
+    record("truths", honest={"not said to be honest": len(met) - sum(met), "of": len(met), "high": share.high})
+
+
+PARTS = {"digits": table, "cifar10": table, "honest": honest}
+
+
+def main() -> None:
+    """Run the parts that were asked for."""
+    wanted = wanted_parts(list(PARTS))
+    runtime = Runtime.choose()
+    runtime.apply()
+    record("truths", settings={"images": IMAGES, "threads": runtime.threads})
+    for part in wanted:
+        PARTS[part](part, runtime)
+
+
+if __name__ == "__main__":
+    main()
