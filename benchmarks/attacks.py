@@ -220,7 +220,11 @@ def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str], le
     images, labels = of.some(contest.images)
     for name in names:
         model = of.classifiers[name].eval()
-        known = budgeted(contest, model, images, labels).contestants(runtime)
+        try:
+            known = budgeted(contest, model, images, labels).contestants(runtime)
+        except Exception as error:  # a peer may fail in any way
+            left_out[f"{contest.name}, {name}"] = f"{contest.budget_of}: {type(error).__name__}: {error}"
+            continue
         entries = {entry: contestant for entry, contestant in known.items() if CONTESTANTS in entry}
         times: dict[str, list[float]] = {entry: [] for entry in entries}
         strength: dict[str, list[dict[str, Any]]] = {entry: [] for entry in entries}

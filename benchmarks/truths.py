@@ -138,10 +138,11 @@ def levels(images: Tensor) -> Tensor:
 
 def resized_and_padded(images: Tensor) -> Tensor:
     """Random size and place (Xie et al. 2018)."""
-    size = int(torch.randint(28, 33, ()))
+    whole = images.shape[-1]
+    size = int(torch.randint(7 * whole // 8, whole + 1, ()))
     small = F.interpolate(images, (size, size), mode="nearest")
-    left, top = (int(torch.randint(0, 33 - size, ())) for _ in range(2))
-    return F.pad(small, (left, 32 - size - left, top, 32 - size - top))
+    left, top = (int(torch.randint(0, whole + 1 - size, ())) for _ in range(2))
+    return F.pad(small, (left, whole - size - left, top, whole - size - top))
 
 
 def saturated(logits: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from stillproof.core.measurement import Cost, Measurement
+from stillproof.core.measurement import Cost, Measurement, Whole
 
 SCHEMA_VERSION: Literal[1] = 1
 
@@ -42,7 +42,7 @@ class Table(_Part):
 
     title: str
     columns: list[str]
-    rows: list[list[str | int | float | Measurement | None]]
+    rows: list[list[str | Whole | float | Measurement | None]]
     note: str = ""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from functools import cache
 
@@ -26,7 +27,8 @@ HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 class Square(QueryAttack):
     """Random squares, each kept if the margin rises (Andriushchenko et al. 2020, arXiv 1912.00049).
 
-    first_share: of the pixels, in the first square. Every image has squares and places of its own.
+    first_share: of the pixels, in the first square. Every image has squares and places of its own. A classifier in
+    memory is asked in fp32, whatever the runtime's precision: what bf16 sees of a small square is mostly rounding.
     """
 
     threat: Threat = field(default_factory=lambda: Linf(8 / 255))
@@ -38,6 +40,7 @@ class Square(QueryAttack):
             raise InputError(f"{self} cannot run.", "Give a first share in (0, 1], and linf or l2.")
 
     def attack(self, model: Frozen, task: Task, seed: int) -> AttackResult:
+        model = model.in_fp32()
         record = Record(model, task, self.threat, "first", queries=self.queries)
         rows = record.open()
         rows = rows[~record.spent(rows)]
@@ -49,7 +52,7 @@ class Square(QueryAttack):
 
 
 @dataclass
-class _Squares(State):
+class _Squares(State, ABC):
     task: Task
     settings: Square
     seed: int
@@ -78,11 +81,13 @@ class _Squares(State):
         self.number += 1
         self.current = self.proposed(self.noise())
 
+    @abstractmethod
     def start(self, noise: Noise) -> Tensor:
-        raise NotImplementedError
+        """Where the search begins, (n, C, H, W)."""
 
+    @abstractmethod
     def proposed(self, noise: Noise) -> Tensor:
-        raise NotImplementedError
+        """The best so far with a square changed in each image, (n, C, H, W)."""
 
     def side(self, least: int) -> int:
         """How long the square's sides are by now."""

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
 
 LEVEL = 0.95
 """Of every interval."""
+
+Whole = Annotated[int, Field(ge=-(2**63), le=2**63 - 1)]
+"""An integer that any program can show."""
 
 
 class Measurement(BaseModel):
@@ -16,7 +21,7 @@ class Measurement(BaseModel):
     value: float | None
     low: float | None = None
     high: float | None = None
-    n: int
+    n: Whole
     unit: str = "fraction"
     level: float = LEVEL
     method: str
@@ -28,11 +33,11 @@ class Cost(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    queries: int = 0
-    forwards: int = 0
-    backwards: int = 0
+    queries: Whole = 0
+    forwards: Whole = 0
+    backwards: Whole = 0
     seconds: float = 0.0
-    peak_bytes: int = 0
+    peak_bytes: Whole = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(

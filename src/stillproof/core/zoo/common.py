@@ -25,7 +25,12 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W)."""
+        """(N, C, H, W) -> (N, C, H, W). Raises InputError for another number of channels: it would be broadcast."""
+        if images.shape[1] != self.mean.shape[1]:
+            raise InputError(
+                f"this classifier takes {self.mean.shape[1]} channels, and the images have {images.shape[1]}.",
+                "Give images of the kind that it was made for.",
+            )
         return (images - self.mean) / self.std
 
 
