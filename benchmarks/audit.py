@@ -2,7 +2,8 @@
 
 `python benchmarks/audit.py [CLASSIFIER ...]`, of: plain, "distilled, T = 50", PGD-trained, RSLAD; all by default. They
 are those of benchmarks/truths.py, seed 0 (STILLPROOF_SEED), and stages of the shared store. STILLPROOF_AUTOATTACK names
-a checkout of the original AutoAttack; without it its column is left out. With one thread times are seconds of CPU.
+a checkout of the original AutoAttack; without it its column is left out. Neither has a twin to transfer from. With one
+thread times are seconds of CPU.
 
 STILLPROOF_AUDIT_IMAGES: test images, 1000. STILLPROOF_SEEDS: of AutoAttack, whose union counts, 2.
 """
@@ -75,7 +76,7 @@ def clock_of(runtime: Runtime) -> Callable[[], float]:
     return time.process_time if runtime.threads == 1 else time.perf_counter
 
 
-def compared(name: str, model: nn.Module, twin: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -> None:
+def compared(name: str, model: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -> None:
     """The ladder and AutoAttack on one classifier; and what the whole audit took."""
     clock = clock_of(runtime)
     begun: list[float] = []
@@ -88,7 +89,6 @@ def compared(name: str, model: nn.Module, twin: nn.Module, images: Tensor, label
         Linf(EPSILON),
         classes=10,
         thoroughness=Thoroughness(images=len(images)),
-        twins=[twin],
         runtime=runtime,
         advance=lambda *_: begun.append(clock()),
     ).evidence
@@ -133,12 +133,11 @@ def main() -> None:
     runtime.apply()
     source = data_stage(of.data, of.limit)
     stages = trained(of, source.stage, source.sizes.training, TRAINING)
-    values = executed({"data": source.stage, **{name: stages[name] for name in ("twin", *wanted)}}, runtime)
+    values = executed({"data": source.stage, **{name: stages[name] for name in wanted}}, runtime)
     test = carve(values["data"]).test.subset(torch.arange(IMAGES))
     images, labels = as_float(test.images), test.known_labels()
-    twin, *models = (classifier_of(values[name], Context(runtime)).eval() for name in ("twin", *wanted))
-    for name, model in zip(wanted, models, strict=True):
-        compared(name, model, twin, images, labels, runtime)
+    for name in wanted:
+        compared(name, classifier_of(values[name], Context(runtime)).eval(), images, labels, runtime)
 
 
 if __name__ == "__main__":
