@@ -152,6 +152,18 @@ def test_what_misleads_is_looked_for_on_the_watched_images_and_what_stands_on_al
     assert again["ran"] or not found.evidence.standing[40:].any()
 
 
+@pytest.mark.parametrize(("name", "masked"), [("plain", {"no"}), ("distilled", {"yes", "inconclusive"})])
+def test_a_ball_too_small_to_tell_clears_nobody(
+    name: str, masked: set[str], models: Mapping[str, nn.Module], digits: DataSource, runtime: Runtime
+) -> None:
+    images, labels = as_float(digits.test.images), digits.test.known_labels()
+    found = audit(models[name].eval(), images, labels, Linf(0.01), thoroughness=QUICK, runtime=runtime)
+    verdict = decide(found.evidence)
+    assert verdict.gap.value is not None
+    assert verdict.gap.value < 0.05
+    assert verdict.masked in masked
+
+
 @pytest.mark.parametrize("name", TRUTHS)
 def test_masked_is_called_masked_and_honest_is_not(
     name: str,

@@ -3,7 +3,8 @@
 The rule: gradients are **masked** if robust accuracy under converged cross-entropy on the deployed output is 5 points
 or more above the worst case over all attacks, image by image (McNemar p < .01), and a sign says why: no gradient (1), a
 temperature that undoes it (2), attacks without gradients that win (3), or saturated probabilities (9). Honestly robust
-classifiers show about 3 points of difference and no such sign. NumPy alone.
+classifiers show about 3 points of difference and no such sign. Where the ball is so small that the difference is too,
+images without a gradient on which an unbounded attack fails leave the question open. NumPy alone.
 """
 
 from __future__ import annotations
@@ -104,6 +105,13 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
                 f"cross-entropy leaves {points} too many, but it has not converged: give it more steps",
             )
         return "yes", f"{points} of robust accuracy are not there (p = {p:.1g}): {causes[0].name}"
+    dead = [sign for sign in causes if sign.number == 1]
+    if dead and _has(found, "an unbounded attack"):
+        return (
+            "inconclusive",
+            f"at this epsilon cross-entropy is within {points} of the worst case, but {dead[0].name} on "
+            f"{dead[0].measured.value:.0%} of the images, and fails where all are allowed: audit at a larger epsilon",
+        )
     return _unless_weak(evidence, points)
 
 

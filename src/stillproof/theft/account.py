@@ -72,6 +72,18 @@ class Response:
 
 
 @dataclass(frozen=True, slots=True)
+class Reused:
+    """Adversarial examples of a copy, shown to what is served: bool, (n,) each, of one seed.
+
+    right: it was right to begin with; fell: it was fooled; lucky: it was fooled by one random change of the same size.
+    """
+
+    right: Array
+    fell: Array
+    lucky: Array
+
+
+@dataclass(frozen=True, slots=True)
 class Account:
     """Logits are (N, K), one array a seed; test logits are all of the same images, with these labels."""
 
@@ -100,6 +112,8 @@ class Account:
     """Whether the victim gave the same answer twice when it was looked at."""
     diverged: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """How the training of a defence diverged, in each seed in which it did."""
+    reused: Mapping[str, Mapping[str, Sequence[Reused]]] = field(default_factory=dict)
+    """What adversarial examples of each copy did to what is served, by that and the copy, one a seed."""
 
     @property
     def defences(self) -> list[str]:
@@ -192,7 +206,8 @@ class Account:
         found = [self._gains()] if self.defences else []
         found += [self._utility()]
         found += [self._reference(self.reference)] if self.reference is not None else []
-        return found + [self._thieves(name) for name in self.served]
+        found += [self._thieves(name) for name in self.served]
+        return [*found, self._reuse()] if self.reused else found
 
     def _gains(self) -> Table:
         undefended = self.theft(VICTIM)
@@ -279,6 +294,24 @@ class Account:
             "bits",
         ]
         return Table(title=f"Thieves of {served}", columns=columns, rows=rows)
+
+    def _reuse(self) -> Table:
+        def share(found: Sequence[Reused], part: str) -> Measurement:
+            counts = [(int(getattr(one, part).sum()), int(one.right.sum())) for one in found]
+            return _over_seeds([measures.share(hits, n) for hits, n in counts])
+
+        rows: list[list[Any]] = [
+            [served, copy, share(found, "fell"), share(found, "lucky")]
+            for served, copies in self.reused.items()
+            for copy, found in copies.items()
+        ]
+        return Table(
+            title="Adversarial examples of the copy",
+            columns=["shown to", "made on the copy of", "fooled", "fooled by a random change"],
+            rows=rows,
+            note="Of the test images that it classifies rightly. Those of the reference, which never saw an answer, "
+            "anybody could make: what stands above them is what the theft was worth to an evader.",
+        )
 
     # curves
 

@@ -8,7 +8,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model, predict
@@ -115,7 +115,9 @@ def signal(
     response: Response | None = None,
 ) -> Artefact:
     """Logits on the thief's images, all classes: what the gates compare. With a response, what it serves."""
-    logits = _served_logits(context, classifier, images_of(drawn), response, helpers, calibration)
+    logits = finite(
+        predict(served_by(context, classifier, response, helpers, calibration), images_of(drawn), context.runtime)
+    )
     return Artefact({}, {"logits": logits})
 
 
@@ -134,7 +136,8 @@ def answer_test(
     A response that remembers begins afresh: its users' queries and the thief's are not mixed.
     """
     test = carve(data).test
-    logits = _served_logits(context, classifier, test, response, helpers, calibration)
+    served = served_by(context, classifier, response, helpers, calibration)
+    logits = finite(predict(served, test, context.runtime))
     cost = Cost(forwards=len(test) * (1 + len(helpers)))
     return Artefact({}, {"logits": logits, "labels": test.known_labels()}, cost)
 
@@ -174,19 +177,18 @@ def tuned(response: Response, calibration: Artefact | None) -> Response:
     return found
 
 
-def _served_logits(
+def served_by(
     context: Context,
     classifier: Artefact,
-    images: ImageSet,
     response: Response | None,
     helpers: Sequence[Artefact],
     calibration: Artefact | None,
-) -> Tensor:
+) -> nn.Module:
+    """What answers: the classifier, behind its response if it has one. What a response remembers begins afresh."""
     model = classifier_of(classifier, context)
     if response is None:
-        return predict(model, images, context.runtime)
-    networks = [classifier_of(helper, context) for helper in helpers]
-    return finite(predict(guard(model, tuned(response, calibration), networks), images, context.runtime))
+        return model
+    return guard(model, tuned(response, calibration), [classifier_of(helper, context) for helper in helpers])
 
 
 @job(version=2)

@@ -31,6 +31,9 @@ FIXED_KD = "kd?temperature=4&alpha=0.9"
 LABEL_ONLY = "label-only"
 """The thief at the floor of every defence that keeps top-1."""
 
+REFERENCE = "reference"
+"""The student that never saw an answer, among those whose adversarial examples are shown to what is served."""
+
 
 class StealSettings(DataSettings):
     """Settings of `steal`."""
@@ -58,6 +61,9 @@ class StealSettings(DataSettings):
     seeds: int = Field(3, ge=1, description=f"How many seeds. {BY_PROFILE}")
     epochs: int = Field(12, ge=1, description=f"Epochs of victim and hardened teacher. {BY_PROFILE}")
     thief_epochs: int = Field(100, ge=1, description=f"Epochs of thieves and reference. {BY_PROFILE}")
+    transfer: str | None = Field(
+        None, description="Show what is served adversarial examples of each copy, within this threat: linf:8/255."
+    )
     protect: float = Field(0.5, ge=0, le=1, description="Protection that a defence is held to (SP-T2).")
     response_l1: float | None = Field(
         None, gt=0, lt=2, description="Tune each response alone to this mean L1 change of the answers; others as given."
@@ -130,6 +136,7 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Looks at files and names; trains nothing. Raises InputError."""
     from dataclasses import replace
 
+    from stillproof.attacks.threats import parse_threat
     from stillproof.core.carving import data_stage
     from stillproof.core.classifiers import Model
     from stillproof.core.noise import derive
@@ -142,10 +149,13 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     from stillproof.theft.asking import ChoosesQueries, Situation
     from stillproof.theft.defences import Served, served_by
     from stillproof.theft.lesson import trainings
+    from stillproof.theft.reuse import mislead
     from stillproof.theft.stages import HELD_OUT, answer_test, ask, attempt, calibrate, draw, settle, signal
     from stillproof.theft.transfer import Queries
 
     who = cast(settings)
+    if settings.transfer is not None:
+        parse_threat(settings.transfer)
     victim_model, thief_model = Model(settings.victim), Model(settings.thief_model)
     if thief_model.has_weights:
         raise InputError(
@@ -205,6 +215,7 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
         return replace(behind, calibration=tuning)
 
     outputs: dict[str, Stage] = {"data": data}
+    copies = [*who.thieves, *([REFERENCE] if settings.labels else [])]
     for number, seed in enumerate(who.seeds):
         victim = classifier_stage("the victim", seed=seed, **victims)
         drawn = stage(
@@ -260,6 +271,16 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
                 label = f"{thief.title} from {name}, seed {seed}"
                 own = thief.transfer(f"{label}: ask", situation) if isinstance(thief, ChoosesQueries) else transfer
                 outputs[f"{seed}/{name}/{thief_name}"] = distilled(label, own, thief.candidates(), seed)
+            for copy in copies if settings.transfer is not None else ():
+                outputs[f"{seed}/{name}/{copy}/reused"] = stage(
+                    mislead,
+                    f"transfer from {copy} to {name}, seed {seed}",
+                    copy=outputs[f"{seed}/reference" if copy == REFERENCE else f"{seed}/{name}/{copy}"],
+                    data=data,
+                    threat=settings.transfer,
+                    seed=seed,
+                    **common,
+                )
         if any(behind.classifier is not victim for behind in served.values()):
             next_seed = who.seeds[(number + 1) % len(who.seeds)] if len(who.seeds) > 1 else seed + 1
             outputs[f"{seed}/retrained/signal"] = stage(
@@ -309,7 +330,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
     from stillproof.core.classifiers import Model
     from stillproof.core.distillation import Distillation
     from stillproof.theft import reference
-    from stillproof.theft.account import Account, Response, Student
+    from stillproof.theft.account import Account, Response, Reused, Student
     from stillproof.theft.hardening.outcome import divergence_of
 
     def diverged(name: str) -> list[str]:
@@ -348,6 +369,19 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
             ),
         )
 
+    def reused(name: str) -> dict[str, list[Reused]]:
+        copies = {text: thief.title for text, thief in who.thieves.items()}
+        copies |= {REFERENCE: "reference"} if settings.labels else {}
+        return {
+            title: [
+                Reused(
+                    **{part: tensor.numpy() for part, tensor in values[f"{seed}/{name}/{copy}/reused"].tensors.items()}
+                )
+                for seed in who.seeds
+            ]
+            for copy, title in copies.items()
+        }
+
     def calibrated(name: str) -> bool:
         return f"{who.seeds[0]}/{name}/calibration" in values
 
@@ -371,6 +405,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
         deterministic=values[first + "victim/model"].values.get("deterministic", True),
         brought=Model(settings.victim).is_trained and settings.queries_from == "outside",
         diverged={name: diverged(name) for name in who.defences},
+        reused={name: reused(name) for name in who.served()} if settings.transfer is not None else {},
     )
 
 
