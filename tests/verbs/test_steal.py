@@ -104,7 +104,7 @@ RESPONSES = ("round?decimals=1", "top?k=2+round?decimals=1", "power", "power?exp
 
 @cache
 def answered(folder: Path) -> Result:
-    return run(settings(defence=RESPONSES, thief=("kd?alpha=0.9", "label-only")), folder)
+    return run(settings(defence=RESPONSES, thief=("kd?alpha=0.9", "label-only"), transfer="linf:0.3"), folder)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +145,18 @@ def test_utility_is_that_of_the_served_answers(behind_responses: Result) -> None
 def test_a_power_of_the_answers_protects_against_nobody(behind_responses: Result) -> None:
     found = finding(behind_responses, "SP-T2", "power").measurements["protection"]
     assert found.value is None or (found.low or 0) <= 0 <= (found.high or 0)
+
+
+def test_adversarial_examples_of_the_copies_are_shown_to_what_is_served(behind_responses: Result) -> None:
+    (table,) = [table for table in behind_responses.tables if table.title == "Adversarial examples of the copy"]
+    served = ["victim", *RESPONSES]
+    assert [row[0] for row in table.rows] == [name for name in served for _ in range(3)]
+    assert {row[1] for row in table.rows if row[0] == "victim"} == {"KD, fixed α = 0.9", "label only", "reference"}
+    fooled = {(row[0], row[1]): row[2].value for row in table.rows}
+    lucky = {(row[0], row[1]): row[3].value for row in table.rows}
+    assert all(fooled[key] > lucky[key] for key in fooled)
+    # what answers alike is fooled alike by the copy of a thief who reads labels alone
+    assert fooled["victim", "label only"] == fooled["identity+label-only", "label only"]
 
 
 def test_a_thief_of_labels_alone_gets_the_same_through_a_response_that_keeps_them(behind_responses: Result) -> None:
@@ -344,6 +356,7 @@ def test_queries_from_inside_are_the_victims_own_training_images(tmp_path: Path)
         ({"victim": "zoo:cnn?weights=no.pt"}, "no file no.pt"),
         ({"thief_model": "zoo:cnn?weights=no.pt"}, "thieves start from fresh ones"),
         ({"reveal": "all"}, "cannot reveal"),
+        ({"transfer": "8/255"}, "no threat"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_before_anything_runs(changes: dict[str, Any], said: str) -> None:
