@@ -49,7 +49,7 @@ from stillproof.evasion.stages import artefact_of, evidence_of
 from stillproof.evasion.verdict import decide
 
 SIGNS = Model("truths:Signs")
-TEMPERATURES = (20, 50, 100)
+TEMPERATURES = (20.0, 50.0, 100.0)
 SHARES = (0.25, 0.5, 1.0)
 """Of the radius, at which distilled classifiers are looked at."""
 IMAGES = int(os.environ.get("STILLPROOF_AUDIT_IMAGES", "1000"))
@@ -185,7 +185,7 @@ class Planted:
 TRUTHS = (
     *(Planted("plain", way, "no") for way in ("as it is", "bf16 weights", "logits + 1000")),
     *(Planted(name, "as it is", "no") for name in ("over-trained", "PGD-trained", "RSLAD")),
-    *(Planted(f"distilled, T = {temperature}", "as it is", "yes") for temperature in TEMPERATURES),
+    *(Planted(f"distilled, T = {temperature:g}", "as it is", "yes") for temperature in TEMPERATURES),
     *(Planted("plain", way, "yes") for way in ("logits × 100", "saturated probabilities", "8 levels")),
     Planted("signs", "as it is", "yes"),
     Planted("PGD-trained", "logits × 100", "yes"),
@@ -208,7 +208,7 @@ def trained(of: Setting, data: Stage, images: int, seed: int) -> dict[str, Stage
         **{other: training_stage(other, **{**common, "model": Model(other)}) for other in of.others},
     }
     for temperature in TEMPERATURES:
-        found[f"distilled, T = {temperature}"] = DefensiveDistillation(temperature=temperature).stage(**common)
+        found[f"distilled, T = {temperature:g}"] = DefensiveDistillation(temperature=temperature).stage(**common)
     objective = RSLAD(threat=robust.threat)
     found["RSLAD"] = stage(
         distil,
@@ -307,7 +307,7 @@ def looked_at(of: Setting, part: str, planted: Sequence[tuple[Planted, float]], 
 
 def table(part: str, runtime: Runtime) -> None:
     """The truths at the radius, and the distilled with their twin below it."""
-    names = ("plain", *(f"distilled, T = {temperature}" for temperature in TEMPERATURES))
+    names = ("plain", *(f"distilled, T = {temperature:g}" for temperature in TEMPERATURES))
     below = [(one, share) for share in SHARES[:-1] for one in TRUTHS if one.name in names]
     looked_at(setting(part), part, [(one, 1.0) for one in TRUTHS] + below, runtime)
 

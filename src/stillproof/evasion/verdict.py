@@ -3,8 +3,9 @@
 The rule: gradients are **masked** if robust accuracy under converged cross-entropy on the deployed output is 5 points
 or more above the worst case over all attacks, image by image (McNemar p < .01), and a sign says why: no gradient (1), a
 temperature that undoes it (2), attacks without gradients that win (3), or saturated probabilities (9). Honestly robust
-classifiers show about 3 points of difference and no such sign. Where the ball is so small that the difference is too,
-images without a gradient on which an unbounded attack fails leave the question open. NumPy alone.
+classifiers show about 3 points of difference and no such sign; without one, only a difference that is surely 5 points
+or more (95 %) leaves the question open. Where the ball is so small that the difference is too, images without a
+gradient on which an unbounded attack fails leave it open. NumPy alone.
 """
 
 from __future__ import annotations
@@ -97,6 +98,8 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
     causes = [sign for sign in found if sign.is_present and sign.is_causal]
     points = f"{100 * gap.value:.1f} points"
     if gap.value >= POINTS and p < SIGNIFICANT:
+        if not causes and (gap.low is None or gap.low < POINTS):  # without a sign it must be sure to be that large
+            return _unless_weak(evidence, points)
         if not causes:
             return "inconclusive", f"other attacks take {points} more than cross-entropy does, and no sign says why"
         if {sign.number for sign in causes} == {2} and _has(found, "twice the iterations"):
