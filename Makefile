@@ -41,7 +41,7 @@ contracts: setup
 pytest: setup
 	@command -v chromium >/dev/null && command -v chromedriver >/dev/null || \
 	  echo "left out: the report in a browser (install Debian's chromium and chromium-driver to test it)"
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 bench: setup
 	@for bench in benchmarks/*.py; do echo "$$bench"; $(BIN)/python "$$bench" || exit 1; done

@@ -144,7 +144,11 @@ def _construct(spec: Spec, shape: tuple[int, int, int], classes: int) -> nn.Modu
     channels, height, width = shape
     if spec.scheme == "zoo":
         if height != width:
-            raise InputError(f"zoo models take square images, not {height}×{width}.", "Crop or resize them first.")
+            raise InputError(
+                f"zoo models take square images, not {height}×{width}.",
+                "Crop or resize them first, or "
+                "bring your own model with module:factory (an audit does without a twin: --twin none).",
+            )
         name = spec.name.removeprefix("zoo:")
         made = build("model", spec, name, channels=channels, size=height, classes=classes)
     elif spec.runs_code:

@@ -42,7 +42,7 @@ class Runtime:
         if precision not in ("bf16", "fp32"):
             raise InputError(f"unknown precision {precision!r}.", "Use auto, bf16 or fp32.")
         chosen: Precision = "bf16" if precision == "bf16" else "fp32"
-        return cls(device, chosen, threads or cores())
+        return cls(device, chosen, threads or wanted_threads())
 
     @property
     def fabric_precision(self) -> Literal["bf16-mixed", "32-true"]:
@@ -77,6 +77,12 @@ class Runtime:
         torch.set_num_threads(self.threads)
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cudnn.deterministic = True
+
+
+def wanted_threads() -> int:
+    """As many as OMP_NUM_THREADS names, as everywhere in PyTorch; without it, a thread a core."""
+    said = os.environ.get("OMP_NUM_THREADS", "").strip()
+    return int(said) if said.isdigit() and int(said) else cores()
 
 
 def cores() -> int:
