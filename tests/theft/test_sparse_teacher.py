@@ -138,6 +138,21 @@ def test_the_objective_is_that_of_the_reference_code_with_aligned_pairs() -> Non
     assert torch.allclose(loss, expected_loss(method, Affine().train(), given_batch, given_batch.columns[TWIN]))
 
 
+def test_kl_may_stand_where_epd_stands() -> None:
+    teacher, given_batch, method = Affine().train(), batch(), SparseTeacher(divergence="kl")
+    output = teacher(given_batch.images)
+    teacher.eval()
+    kept = sparse(teacher(given_batch.columns[TWIN].float() / 255), method.keep).detach()
+    p, q = ((z / method.temperature).double().softmax(dim=1) for z in (kept, output))
+    kl = (torch.special.xlogy(p, p) - p * q.log()).sum(dim=1).mean()
+    honest = F.cross_entropy(output, given_batch.known_labels())
+    wanted = method.weight * method.temperature**2 * kl + (1 - method.weight) * honest
+    teacher.train()
+    found, other = (one(teacher, given_batch).item() for one in (method, SparseTeacher()))
+    assert found == pytest.approx(wanted.item(), rel=1e-5)
+    assert found != pytest.approx(other, rel=1e-3)
+
+
 def test_random_pairs_are_a_permutation_of_the_batch_and_not_the_identity() -> None:
     given_batch, method = batch(), SparseTeacher(pairing="random")
     order = given_batch.noise.uniform(stream="pairing").argsort()
@@ -177,7 +192,14 @@ def test_its_options_reach_it_and_its_title_says_what_was_changed() -> None:
     attack = method.attack()
     assert isinstance(attack, PGD)
     assert attack.run_to_end
-    for bad in ("ast?weight=2", "ast?keep=0", "ast?pairing=sideways", "ast?threat=l7:1", "ast?attack_steps=0"):
+    for bad in (
+        "ast?weight=2",
+        "ast?keep=0",
+        "ast?pairing=sideways",
+        "ast?threat=l7:1",
+        "ast?attack_steps=0",
+        "ast?divergence=js",
+    ):
         with pytest.raises(InputError):
             build("hardening", Spec.parse(bad))
 

@@ -32,6 +32,7 @@ from stillproof.theft.hardening.normalised_pgd import NormalisedPGD, channel_sta
 from stillproof.theft.hardening.outcome import train_hardened
 
 Pairing = Literal["aligned", "random"]
+Divergence = Literal["epd", "kl"]
 
 TWIN = "twin"
 """The column of adversarial twins: uint8, (N, C, H, W)."""
@@ -79,6 +80,8 @@ class SparseTeacher:
     """What the twins may differ by. `normalised:0.3` is the reference's attack: .3 of a channel's standard deviation,
     in steps of a thirtieth of that, clamped to between the channel's mean and a standard deviation more."""
     attack_steps: int = 10
+    divergence: Divergence = "epd"
+    """`kl` puts KL(p ‖ q) in EPD's place: what the paper compares EPD with."""
     reference: InitVar[bool] = False  # no field: it says nothing that the others do not
 
     def __post_init__(self, reference: bool) -> None:
@@ -127,9 +130,14 @@ class SparseTeacher:
             misled = teacher(as_float(twins))
         teacher.train()
         target = (sparse(misled, min(self.keep, misled.shape[1])) / self.temperature).softmax(dim=1)
-        softened = (output / self.temperature).softmax(dim=1)
+        softened = output / self.temperature
+        misleading = (
+            epd(target, softened.softmax(dim=1))
+            if self.divergence == "epd"
+            else F.kl_div(softened.log_softmax(dim=1), target, reduction="batchmean")
+        )
         honest = F.cross_entropy(output, batch.known_labels())
-        return self.weight * self.temperature**2 * epd(target, softened) + (1 - self.weight) * honest
+        return self.weight * self.temperature**2 * misleading + (1 - self.weight) * honest
 
     def stage(self, victim: Stage, data: Stage, *, recipe: Recipe, images: int, seed: int) -> Stage:
         attack = self.attack()
