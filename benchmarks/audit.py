@@ -61,7 +61,8 @@ def original(
     from autoattack import AutoAttack
 
     clock = clock_of(runtime)
-    counting = Counting(model).eval()
+    # it views gradients, which it cannot where weights lie channels last
+    counting = Counting(model.to(memory_format=torch.contiguous_format)).eval()
     attack = AutoAttack(counting, norm="Linf", eps=EPSILON, version="standard", device="cpu", verbose=False, seed=seed)
     began = clock()
     found = attack.run_standard_evaluation(images, labels, bs=500)
