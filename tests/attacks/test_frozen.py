@@ -74,6 +74,7 @@ def test_the_original_is_left_as_it_was_even_after_an_error() -> None:
     assert not part.training
     assert all(parameter.requires_grad and parameter.grad is None for parameter in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert all(value.is_contiguous() for value in model.state_dict().values())
 
 
 class Odd(nn.Module):

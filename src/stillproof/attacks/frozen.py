@@ -159,13 +159,15 @@ def room_for(n: int) -> int:
 
 @contextmanager
 def frozen(classifier: nn.Module, images: Tensor, runtime: Runtime) -> Iterator[Frozen]:
-    """Prepare a classifier; it is left as it was found, but for its device and memory format.
+    """Prepare a classifier; it is left as it was found, but for its device.
 
     images: some of those to be attacked, float32, (n, C, H, W): the copy must answer them as the original does, or
     the original is attacked itself.
     """
     modes = [(module, module.training) for module in classifier.modules()]
     wanted = [(parameter, parameter.requires_grad) for parameter in classifier.parameters()]
+    # a library that views gradients fails on those of weights that lie channels last
+    dense = [tensor for tensor in (*classifier.parameters(), *classifier.buffers()) if tensor.is_contiguous()]
     try:
         classifier.eval()
         runtime.place(classifier)
@@ -178,6 +180,9 @@ def frozen(classifier: nn.Module, images: Tensor, runtime: Runtime) -> Iterator[
             module.training = training
         for parameter, before in wanted:
             parameter.requires_grad_(before)
+        for tensor in dense:
+            if not tensor.is_contiguous():
+                tensor.data = tensor.data.contiguous()
 
 
 def asked(answer: Classifier, classes: int, runtime: Runtime) -> Frozen:
