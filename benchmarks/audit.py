@@ -122,7 +122,7 @@ def compared(name: str, model: nn.Module, images: Tensor, labels: Tensor, runtim
             }
         )
         print(f"  {name}: {row['AutoAttack'][-1]}", flush=True)
-        record("audit", **{f"strength: {name}": row})
+    record("audit", **{f"strength: {name}": row})
 
 
 def main() -> None:

@@ -5,8 +5,7 @@ audit is a stage (STILLPROOF_STORE), so that a killed run goes on. Figures go to
 
 - digits, cifar10: the table of truths. Of what is randomised it is asked that the audit notices. Distilled classifiers
   and their undistilled twin (the same network, plainly trained) at a quarter and a half of the radius too.
-- honest: the false-alarm rate over further honest classifiers, on digits: four networks, as they are, with weights in
-  bf16, and with 1000 added to their logits.
+- honest: the false-alarm rate over further honest classifiers, on digits: four networks.
 
 STILLPROOF_SEEDS: trainings of each, 3; or STILLPROOF_SEED, one of them. STILLPROOF_CLASSIFIERS ("plain;signs") names
 some of the trained ones. STILLPROOF_AUDIT_IMAGES: test images at most, 1000.
@@ -45,7 +44,7 @@ from stillproof.evasion.hardening.adversarial_training import AdversarialTrainin
 from stillproof.evasion.hardening.defensive_distillation import DefensiveDistillation
 from stillproof.evasion.hardening.rslad import RSLAD
 from stillproof.evasion.indicators import Evidence
-from stillproof.evasion.stages import artefact_of, evidence_of
+from stillproof.evasion.stages import artefact_of, audit_classifier, evidence_of
 from stillproof.evasion.verdict import decide
 
 SIGNS = Model("truths:Signs")
@@ -225,13 +224,21 @@ def trained(of: Setting, data: Stage, images: int, seed: int) -> dict[str, Stage
     return found
 
 
-@job(version=1)
+@job(version=2)
 def audit_planted(
-    context: Context, classifier: Artefact, twin: Artefact, data: Artefact, *, way: str, radius: float, images: int
+    context: Context,
+    classifier: Artefact,
+    twin: Artefact,
+    data: Artefact,
+    *,
+    way: str,
+    radius: float,
+    thoroughness: Thoroughness,
+    audit_version: int,  # noqa: ARG001  # in the stage's key: what another version saw is another's
 ) -> Artefact:
-    """What an audit at standard thoroughness sees of a planted truth."""
+    """What an audit sees of a planted truth."""
     test = carve(data).test
-    test = test.subset(torch.arange(min(images, len(test))))
+    test = test.subset(torch.arange(min(thoroughness.images, len(test))))
     audited = audit(
         WAYS[way](classifier_of(classifier, context)).eval(),
         as_float(test.images),
@@ -239,7 +246,7 @@ def audit_planted(
         Linf(radius),
         outputs="probabilities" if "probabilities" in way else "logits",
         classes=len(test.classes),
-        thoroughness=Thoroughness(images=images),
+        thoroughness=thoroughness,
         twins=[classifier_of(twin, context)],
         runtime=context.runtime,
         checkpoint=context.checkpoint,
@@ -257,7 +264,8 @@ def audit_stage(stages: Mapping[str, Stage], data: Stage, planted: Planted, radi
         data=data,
         way=planted.way,
         radius=radius,
-        images=IMAGES,
+        thoroughness=Thoroughness(images=IMAGES),
+        audit_version=audit_classifier.version,
     )
 
 
@@ -315,10 +323,10 @@ def table(part: str, runtime: Runtime) -> None:
 def honest(_part: str, runtime: Runtime) -> None:
     """How often an honest classifier is called masked, or not said to be honest."""
     of = setting("digits")
-    ways = ("as it is", "bf16 weights", "logits + 1000")
-    met = looked_at(of, "honest", [(Planted(name, way, "no"), 1.0) for name in of.others for way in ways], runtime)
+    met = looked_at(of, "honest", [(Planted(name, "as it is", "no"), 1.0) for name in of.others], runtime)
     share = measures.share(len(met) - sum(met), len(met))
-    record("truths", honest={"not said to be honest": len(met) - sum(met), "of": len(met), "high": share.high})
+    if not CHOSEN and not ONE:  # a part is no rate
+        record("truths", honest={"not said to be honest": len(met) - sum(met), "of": len(met), "high": share.high})
 
 
 PARTS = {"digits": table, "cifar10": table, "honest": honest}

@@ -139,17 +139,42 @@ def test_what_misleads_is_looked_for_on_the_watched_images_and_what_stands_on_al
 ) -> None:
     few = replace(QUICK, effort=replace(QUICK.effort, watched=40))
     verdict, found = audited(Around(models["plain"], "× 100"), digits, runtime, thoroughness=few)
-    trail = {step["name"]: step for step in found.evidence.trail}
+    trail, seen = {step["name"]: step for step in found.evidence.trail}, found.evidence
     assert verdict.masked == "yes"
-    assert "over 40 images" in verdict.gap.method
+    assert int((seen.watched & seen.right).sum()) == 40
+    assert f"over {int(seen.watched.sum())} images" in verdict.gap.method
     assert trail["PGD-20, cross-entropy"]["asked"] > 80  # what is claimed is claimed of all
     assert all(0 < trail[name]["asked"] <= 40 for name in ("APGD-30, cross-entropy", "random draws"))
-    assert verdict.robust.n == len(found.evidence.labels) == 120
+    assert verdict.robust.n == len(seen.labels) == 120
     assert verdict.robust.value == pytest.approx(audited(models["plain"], digits, runtime)[0].robust.value)
 
     verdict, found = audited(models["signs"], digits, runtime, thoroughness=replace(few, close=8))
     again = next(step for step in found.evidence.trail if step["name"] == "Square, 80 queries, again")
     assert again["ran"] or not found.evidence.standing[40:].any()
+
+
+def test_where_the_first_images_are_wrong_later_ones_are_watched(
+    models: Mapping[str, nn.Module], digits: DataSource, runtime: Runtime
+) -> None:
+    images, labels = as_float(digits.test.images)[:60], digits.test.known_labels()[:60].clone()
+    labels[:30] = (labels[:30] + 1) % 10
+    few = replace(QUICK, effort=replace(QUICK.effort, watched=20))
+    found = audit(Around(models["plain"], "× 100").eval(), images, labels, THREAT, thoroughness=few, runtime=runtime)
+    assert int((found.evidence.watched & found.evidence.right).sum()) == 20
+    assert decide(found.evidence).masked == "yes"
+
+
+def test_a_budget_that_ends_pgd_after_the_watched_images_claims_nothing(
+    models: Mapping[str, nn.Module], digits: DataSource, runtime: Runtime
+) -> None:
+    few = replace(QUICK, images=200, effort=replace(QUICK.effort, watched=20))
+    verdict, found = audited(models["plain"], digits, runtime, thoroughness=few, budget=Budget(passes=2000))
+    pgd = next(step for step in found.evidence.trail if step["name"].startswith("PGD"))
+    assert 20 < pgd["asked"] < int(found.evidence.right.sum())
+    assert verdict.claimed.value is None
+    assert verdict.masked == "inconclusive"
+    (claim,) = [one for one in findings("m", verdict, found.evidence, 0.3) if one.rule == "SP-E3"]
+    assert claim.status == "inconclusive"
 
 
 @pytest.mark.parametrize(("name", "masked"), [("plain", {"no"}), ("distilled", {"yes", "inconclusive"})])

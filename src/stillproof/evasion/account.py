@@ -61,14 +61,12 @@ def _trail(evidence: Evidence) -> Table:
             ]
         )
     columns = ["attack", "images", "fell", "robust accuracy after it", "cost", "seconds", "why"]
-    watched = int(evidence.watched.sum())
-    note = "An image that falls leaves the ladder. "
-    note += (
-        f"What shows whether the deployed gradient misleads is given the first {watched} images"
-        if watched < n
-        else ("What shows whether the deployed gradient misleads is given all images")
-    )
-    note += " that the deployed output was not yet fooled on, also those that something else has fooled."
+    note = "An image that falls leaves the ladder."
+    if not evidence.is_black_box:
+        watched, right = int((evidence.watched & evidence.right).sum()), int(evidence.right.sum())
+        which = "all images" if watched == right else f"those of the first {watched} images that it classifies rightly"
+        note += f" What shows whether the deployed gradient misleads is given {which} that this was not yet fooled on, "
+        note += "also those that something else has fooled."
     return Table(title="The ladder", columns=columns, rows=rows, note=note)
 
 

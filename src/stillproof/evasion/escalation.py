@@ -100,7 +100,8 @@ def rungs(
 
     if module is not None:
         why = "gradients mislead here: what stands of the images it was not given above"
-        yield Rung(f"Square, {effort.probing} queries, again", "gradient-free", probe, "standing, unwatched", why, skip=patience)
+        again = f"Square, {effort.probing} queries, again"
+        yield Rung(again, "gradient-free", probe, "standing, unwatched", why, skip=patience)
     square = Square(**ball, queries=effort.square)
     why = "gradients mislead here, so queries decide" if module is not None else "asks for scores only"
     name = f"Square, {effort.square} queries"

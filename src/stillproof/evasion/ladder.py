@@ -56,8 +56,9 @@ class Effort:
     hop: int = 3000
     patient: int = 100
     """So many images at most are given to the attacks that take thousands of queries each."""
-    watched: int = 200
-    """On so many images at most is it seen to the end what the deployed gradient misses, where there is a gradient."""
+    watched: int = 160
+    """On so many of the images that are right is it seen to the end what the deployed gradient misses, where there is a
+    gradient: the first of them, so that their order should be random."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +127,7 @@ class Ladder:
     dead: Tensor
     """Whether the gradients of cross-entropy and margin are both exactly zero."""
     watched: Tensor
-    """On which it is seen what the deployed gradient misses, bool, (n,)."""
+    """On which it is seen what the deployed gradient misses, and those among them that are wrong: bool, (n,)."""
     first: First
     """What the first look saw."""
     steps: list[Step] = field(default_factory=list)
@@ -325,10 +326,11 @@ class Climb:
 
 
 def begin(first: First, labels: Tensor, *, has_gradient: bool, watched: int) -> Ladder:
-    """A ladder at its foot. watched: how many images, from the first on; all, where there is no gradient."""
+    """A ladder at its foot. watched: so many of the images that are right; all, where there is no gradient."""
     right = first.logits.argmax(1) == labels
     dead = (first.ce == 0) & (first.margin == 0) if has_gradient else torch.zeros_like(right)
-    seen = torch.arange(len(right)) < watched if has_gradient else torch.ones_like(right)
+    before = right.cumsum(0) - right.long()
+    seen = before < max(1, watched) if has_gradient else torch.ones_like(right)
     return Ladder(right, right.clone(), torch.full(right.shape, torch.inf), dead, seen, first)
 
 

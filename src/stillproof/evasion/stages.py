@@ -72,7 +72,7 @@ class Scaled(nn.Module):
         return logits * self.factor
 
 
-@job(version=2)
+@job(version=3)
 def audit_classifier(
     context: Context,
     classifier: Artefact,
@@ -165,7 +165,7 @@ class Asked:
         return found
 
 
-@job(version=2)
+@job(version=3)
 def audit_black_box(
     context: Context,
     data: Artefact,

@@ -3,9 +3,9 @@
 The rule: gradients are **masked** if robust accuracy under converged cross-entropy on the deployed output is 5 points
 or more above the worst case over all attacks, image by image (McNemar p < .01), and a sign says why: no gradient (1), a
 temperature that undoes it (2), attacks without gradients that win (3), or saturated probabilities (9). Honestly robust
-classifiers show about 3 points of difference and no such sign; without one, only a difference that is surely 5 points
-or more (95 %) leaves the question open. Where the ball is so small that the difference is too, images without a
-gradient on which an unbounded attack fails leave it open. NumPy alone.
+classifiers show about 3 points of difference and no such sign. The question stays open where there is a sign and the
+difference may be 5 points (95 %); where there is none and the difference is 8 points, or surely 5; and where the ball
+is so small that the difference is too, but images have no gradient and an unbounded attack fails. NumPy alone.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def decide(evidence: Evidence) -> Verdict:
     # an image that the deployed output's attacks were not given has not stood against them
     watched = evidence.watched
     is_settled = bool((evidence.settled == (right & watched)).all()) and not evidence.is_black_box
-    first = _first_deployed(evidence) if is_settled else None
+    first = _first_deployed(evidence)
     deployed, less = evidence.stood_deployed[watched], worst[watched]
     missing = measures.unmeasured("attacks on the deployed output did not run to their end", n=n)
     gap = measures.difference(deployed[None].astype(float), less[None].astype(float)) if is_settled else missing
@@ -79,11 +79,12 @@ def decide(evidence: Evidence) -> Verdict:
     )
 
 
-def _first_deployed(evidence: Evidence) -> np.ndarray:
-    """What stood against the first attack on the deployed output."""
-    first = next(
-        outcome for outcome, step in zip(evidence.outcomes, evidence.trail, strict=True) if step["kind"] == DEPLOYED
-    )
+def _first_deployed(evidence: Evidence) -> np.ndarray | None:
+    """What stood against the first attack on the deployed output, if it was given every image that is right."""
+    given = (row for row, step in zip(evidence.outcomes, evidence.trail, strict=True) if step["kind"] == DEPLOYED)
+    first = next(given, None)
+    if first is None or (first[evidence.right] == -1).any():
+        return None
     found: np.ndarray = evidence.right & (first != 1)
     return found
 
@@ -98,16 +99,23 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
     causes = [sign for sign in found if sign.is_present and sign.is_causal]
     points = f"{100 * gap.value:.1f} points"
     if gap.value >= POINTS and p < SIGNIFICANT:
-        if not causes and (gap.low is None or gap.low < POINTS):  # without a sign it must be sure to be that large
-            return _unless_weak(evidence, points)
-        if not causes:
+        if not causes and not _is_a_close_call(evidence, gap):
             return "inconclusive", f"other attacks take {points} more than cross-entropy does, and no sign says why"
+        if not causes:
+            said = f"other attacks take {points} more than cross-entropy does, not surely {100 * POINTS:.0f}"
+            return _unless_weak(evidence, f"{said}, and no sign speaks of masking")
         if {sign.number for sign in causes} == {2} and _has(found, "twice the iterations"):
             return (
                 "inconclusive",
                 f"cross-entropy leaves {points} too many, but it has not converged: give it more steps",
             )
         return "yes", f"{points} of robust accuracy are not there (p = {p:.1g}): {causes[0].name}"
+    if causes and (gap.high is None or gap.high >= POINTS):
+        return (
+            "inconclusive",
+            f"{causes[0].name}, and other attacks take {points} more than cross-entropy does, which may be "
+            f"{100 * POINTS:.0f} or more: audit more images",
+        )
     dead = [sign for sign in causes if sign.number == 1]
     if dead and _has(found, "an unbounded attack"):
         return (
@@ -115,15 +123,25 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
             f"at this epsilon cross-entropy is within {points} of the worst case, but {dead[0].name} on "
             f"{dead[0].measured.value:.0%} of the images, and fails where all are allowed: audit at a larger epsilon",
         )
-    return _unless_weak(evidence, points)
+    return _unless_weak(evidence, f"cross-entropy on the deployed output is within {points} of the worst case")
+
+
+ENOUGH, CLOSE = 150, 0.08
+"""Watched images from which signs would have shown; a difference that may be an honest one beyond 5 points."""
+
+
+def _is_a_close_call(evidence: Evidence, gap: Measurement) -> bool:
+    """Whether a difference of 5 points without a sign may be less, on images enough for signs to show."""
+    sure = gap.value is None or gap.low is None or gap.low >= POINTS or gap.value >= CLOSE
+    return not sure and int((evidence.watched & evidence.right).sum()) >= ENOUGH
 
 
 def _has(found: Sequence[Sign], name: str) -> bool:
     return any(sign.is_present for sign in found if sign.name.startswith(name))
 
 
-def _unless_weak(evidence: Evidence, points: str) -> tuple[Masked, str]:
-    """Not masked, unless what stands may stand because the attacks are weak, or were not tried."""
+def _unless_weak(evidence: Evidence, why: str) -> tuple[Masked, str]:
+    """Not masked for this reason, unless what stands may stand because the attacks are weak, or were not tried."""
     standing = evidence.standing
     if evidence.ended_by_budget:
         return "inconclusive", "the budget ended the ladder before its end"
@@ -142,7 +160,7 @@ def _unless_weak(evidence: Evidence, points: str) -> tuple[Masked, str]:
     never = np.isinf(evidence.close["nearest"])
     if never.any():
         return "inconclusive", f"{int(never.sum())} images never fell, whatever the distance"
-    return "no", f"cross-entropy on the deployed output is within {points} of the worst case"
+    return "no", why
 
 
 LITTLE = 0.02

@@ -73,14 +73,16 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class Reused:
-    """Adversarial examples of a copy, shown to what is served: bool, (n,) each, of one seed.
+    """Adversarial examples of a copy, shown to what is served: bool, one (n,) a seed.
 
     right: it was right to begin with; fell: it was fooled; lucky: it was fooled by one random change of the same size.
     """
 
-    right: Array
-    fell: Array
-    lucky: Array
+    title: str
+    """Whose copy."""
+    right: Sequence[Array]
+    fell: Sequence[Array]
+    lucky: Sequence[Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +114,8 @@ class Account:
     """Whether the victim gave the same answer twice when it was looked at."""
     diverged: Mapping[str, Sequence[str]] = field(default_factory=dict)
     """How the training of a defence diverged, in each seed in which it did."""
-    reused: Mapping[str, Mapping[str, Sequence[Reused]]] = field(default_factory=dict)
-    """What adversarial examples of each copy did to what is served, by that and the copy, one a seed."""
+    reused: Mapping[str, Mapping[str, Reused]] = field(default_factory=dict)
+    """What adversarial examples of each copy did to what is served, by that and the thief's SPEC; if it was asked."""
 
     @property
     def defences(self) -> list[str]:
@@ -296,21 +298,22 @@ class Account:
         return Table(title=f"Thieves of {served}", columns=columns, rows=rows)
 
     def _reuse(self) -> Table:
-        def share(found: Sequence[Reused], part: str) -> Measurement:
-            counts = [(int(getattr(one, part).sum()), int(one.right.sum())) for one in found]
-            return _over_seeds([measures.share(hits, n) for hits, n in counts])
+        def share(hits: Sequence[Array], right: Sequence[Array]) -> Measurement:
+            counts = [(int(hit.sum()), int(known.sum())) for hit, known in zip(hits, right, strict=True)]
+            return _over_seeds([measures.share(hit, known) for hit, known in counts])
 
         rows: list[list[Any]] = [
-            [served, copy, share(found, "fell"), share(found, "lucky")]
+            [served, found.title, share(found.fell, found.right), share(found.lucky, found.right)]
             for served, copies in self.reused.items()
-            for copy, found in copies.items()
+            for found in copies.values()
         ]
+        known = "Those of the reference, which never saw an answer, anybody could make: what stands above them is what "
+        known += "the theft was worth to an evader."
         return Table(
             title="Adversarial examples of the copy",
             columns=["shown to", "made on the copy of", "fooled", "fooled by a random change"],
             rows=rows,
-            note="Of the test images that it classifies rightly. Those of the reference, which never saw an answer, "
-            "anybody could make: what stands above them is what the theft was worth to an evader.",
+            note="Of the test images that it classifies rightly. " + (known if self.reference is not None else ""),
         )
 
     # curves

@@ -149,6 +149,8 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     from stillproof.theft.asking import ChoosesQueries, Situation
     from stillproof.theft.defences import Served, served_by
     from stillproof.theft.lesson import trainings
+    from stillproof.theft.reuse import IMAGES as REUSED_IMAGES
+    from stillproof.theft.reuse import STEPS as TRANSFER_STEPS
     from stillproof.theft.reuse import mislead
     from stillproof.theft.stages import HELD_OUT, answer_test, ask, attempt, calibrate, draw, settle, signal
     from stillproof.theft.transfer import Queries
@@ -275,6 +277,7 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
                 outputs[f"{seed}/{name}/{copy}/reused"] = stage(
                     mislead,
                     f"transfer from {copy} to {name}, seed {seed}",
+                    passes=3 * TRANSFER_STEPS * min(REUSED_IMAGES, sizes.test),
                     copy=outputs[f"{seed}/reference" if copy == REFERENCE else f"{seed}/{name}/{copy}"],
                     data=data,
                     threat=settings.transfer,
@@ -369,16 +372,12 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
             ),
         )
 
-    def reused(name: str) -> dict[str, list[Reused]]:
+    def reused(name: str) -> dict[str, Reused]:
         copies = {text: thief.title for text, thief in who.thieves.items()}
         copies |= {REFERENCE: "reference"} if settings.labels else {}
+        made = {copy: [values[f"{seed}/{name}/{copy}/reused"].tensors for seed in who.seeds] for copy in copies}
         return {
-            title: [
-                Reused(
-                    **{part: tensor.numpy() for part, tensor in values[f"{seed}/{name}/{copy}/reused"].tensors.items()}
-                )
-                for seed in who.seeds
-            ]
+            copy: Reused(title, *([one[part].numpy() for one in made[copy]] for part in ("right", "fell", "lucky")))
             for copy, title in copies.items()
         }
 

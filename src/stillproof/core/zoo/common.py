@@ -11,7 +11,7 @@ from stillproof.errors import InputError
 class Normalise(nn.Module):
     """(x − mean) / std per channel, as the first layer of a classifier.
 
-    mean, std: per channel, in pixels of [0, 1].
+    mean, std: per channel, or one for all channels, in pixels of [0, 1].
     """
 
     mean: Tensor
@@ -25,8 +25,8 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, C, H, W). Raises InputError for another number of channels: it would be broadcast."""
-        if images.shape[1] != self.mean.shape[1]:
+        """(N, C, H, W) -> (N, C, H, W). Raises InputError for grey images that would be broadcast to more channels."""
+        if images.shape[1] != self.mean.shape[1] > 1:
             raise InputError(
                 f"this classifier takes {self.mean.shape[1]} channels, and the images have {images.shape[1]}.",
                 "Give images of the kind that it was made for.",
