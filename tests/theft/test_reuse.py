@@ -40,7 +40,7 @@ def test_a_random_change_is_shown_and_every_question_is_counted(monkeypatch: pyt
     victim = Brittle(test[chosen].float(), labels[chosen])
     copy = Model("zoo:cnn?width=4").fresh((1, 8, 8), 10, 0).eval()
     made = {"victim": victim, "copy": copy}
-    monkeypatch.setattr(reuse, "served_by", lambda *_: victim)
+    monkeypatch.setattr(reuse, "answering", lambda *_: victim)
     monkeypatch.setattr(reuse, "classifier_of", lambda name, _context: made[name])
     found = mislead.run(Context(FP32), "copy", "victim", data, threat="linf:0.1", seed=0)
     assert bool(found.tensors["right"].all())

@@ -20,7 +20,7 @@ from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
 from stillproof.serving.guard import finite
 from stillproof.serving.responses import Response
-from stillproof.theft.stages import served_by
+from stillproof.theft.stages import answering
 
 IMAGES = 1000
 """Of the test images, of all classes alike, are tried at most."""
@@ -51,7 +51,7 @@ def mislead(
     share = min(1.0, IMAGES / len(test))
     test = test.subset(stratified(labels, (share, 1 - share), seed=0)[0]) if share < 1 else test
     images, labels = as_float(test.images), test.known_labels()
-    served = served_by(context, classifier, response, helpers, calibration)
+    served = answering(context, classifier, response, helpers, calibration)
 
     queries = 0
 

@@ -116,7 +116,7 @@ def signal(
 ) -> Artefact:
     """Logits on the thief's images, all classes: what the gates compare. With a response, what it serves."""
     logits = finite(
-        predict(served_by(context, classifier, response, helpers, calibration), images_of(drawn), context.runtime)
+        predict(answering(context, classifier, response, helpers, calibration), images_of(drawn), context.runtime)
     )
     return Artefact({}, {"logits": logits})
 
@@ -136,7 +136,7 @@ def answer_test(
     A response that remembers begins afresh: its users' queries and the thief's are not mixed.
     """
     test = carve(data).test
-    served = served_by(context, classifier, response, helpers, calibration)
+    served = answering(context, classifier, response, helpers, calibration)
     logits = finite(predict(served, test, context.runtime))
     cost = Cost(forwards=len(test) * (1 + len(helpers)))
     return Artefact({}, {"logits": logits, "labels": test.known_labels()}, cost)
@@ -177,7 +177,7 @@ def tuned(response: Response, calibration: Artefact | None) -> Response:
     return found
 
 
-def served_by(
+def answering(
     context: Context,
     classifier: Artefact,
     response: Response | None,
