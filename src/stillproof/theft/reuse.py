@@ -29,7 +29,7 @@ STEPS = 40
 """Of the climb on the copy."""
 
 
-@job(version=1)
+@job(version=2)
 def mislead(
     context: Context,
     copy: Artefact,
