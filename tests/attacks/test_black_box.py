@@ -43,6 +43,16 @@ def test_square_finds_what_is_well_inside_the_ball_and_nothing_outside(threat: L
     assert torch.equal(model(found.images).argmax(1) != labels, found.success)
 
 
+def test_square_asks_in_fp32_whatever_the_runtime_says() -> None:
+    model = Model("zoo:cnn?width=4").fresh((3, 8, 8), 5, 0).eval()
+    images = torch.rand(20, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    labels = model(images).argmax(1)
+    narrow, full = (Square(threat=Linf(0.1), queries=60)(model, images, labels, runtime=r) for r in (BF16, FP32))
+    assert 0 < int(full.success.sum()) < 20
+    assert torch.equal(narrow.images, full.images)
+    assert torch.equal(narrow.queries, full.queries)
+
+
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 def test_hop_skip_jump_walks_to_the_nearest(norm: str) -> None:
     model, images, labels, score = case()

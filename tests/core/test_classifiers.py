@@ -118,6 +118,9 @@ def test_normalised_undoes_what_the_model_expects() -> None:
     assert torch.allclose(normalised(model, mean, std)(images), model(by_hand), atol=1e-6)
     with pytest.raises(InputError):
         normalised(model, (0.5,), (0.0,))
+    with pytest.raises(InputError, match="takes 3 channels, and the images have 1"):  # it would be broadcast
+        normalised(model, (0.5,) * 3, (0.25,) * 3)(images[:, :1])
+    assert torch.equal(normalised(model, (0.5,), (0.25,))(images), normalised(model, (0.5,) * 3, (0.25,) * 3)(images))
 
 
 def test_saved_weights_say_which_model_they_are(tmp_path: Path, toy: ImageSet, runtime: Runtime) -> None:

@@ -18,8 +18,9 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from stillproof.core.measurement import Measurement
-from stillproof.errors import StoreError
+from stillproof.errors import InputError, StoreError
 from stillproof.findings import Curve, Finding, Picture, Result, Series, Table
+from stillproof.runs.directory import read_result
 from stillproof.runs.plots import svg
 from stillproof.runs.report import render, shown, write_report
 
@@ -168,6 +169,15 @@ def test_hostile_text_is_text_wherever_it_stands() -> None:
     )
     assert page.text.count(HOSTILE) > 60
     assert "{{ 7*7 }}&amp;" in page.text
+
+
+@pytest.mark.parametrize("number", ["1" + 400 * "0", "-9223372036854775809"])
+def test_a_number_that_nothing_can_show_is_refused(number: str, tmp_path: Path) -> None:
+    file = tmp_path / "result.json"
+    file.write_text(re.sub(r'"n":\d+', f'"n":{number}', sample_result().model_dump_json(), count=1))
+    assert number in file.read_text()
+    with pytest.raises(InputError, match="is no result of Stillproof"):
+        read_result(file)
 
 
 def test_characters_that_do_not_print_or_that_turn_the_text_round_are_replaced() -> None:
