@@ -54,7 +54,7 @@ def evidence(n: int, hidden: int, *, by: str = "white box", fallen: int = 60, de
         ({"hidden": 11}, "no", "5.5 points more than cross-entropy does, not surely 5"),
         ({"hidden": 17}, "inconclusive", "8.5 points more than cross-entropy does, and no sign says why"),
         ({"n": 60, "fallen": 20, "hidden": 8}, "inconclusive", "no sign says why"),
-        ({"hidden": 9, "by": "gradient-free"}, "inconclusive", "which may be 5 or more: audit more images"),
+        ({"hidden": 9, "by": "gradient-free"}, "inconclusive", "which may be 5 or more: watch more images"),
         ({"hidden": 30, "by": "gradient-free"}, "yes", "15.0 points of robust accuracy are not there"),
         ({"hidden": 0, "dead": 0.3}, "inconclusive", "audit at a larger epsilon"),
         ({"hidden": 0, "dead": 0.02}, "no", "within 0.0 points"),

@@ -114,7 +114,7 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
         return (
             "inconclusive",
             f"{causes[0].name}, and other attacks take {points} more than cross-entropy does, which may be "
-            f"{100 * POINTS:.0f} or more: audit more images",
+            f"{100 * POINTS:.0f} or more: watch more images (--profile thorough)",
         )
     dead = [sign for sign in causes if sign.number == 1]
     if dead and _has(found, "an unbounded attack"):

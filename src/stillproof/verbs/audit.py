@@ -176,6 +176,8 @@ def thoroughness(settings: AuditSettings) -> Thoroughness:
             apgd=40, targets=4, targeted=20, nearest=50, draws=50, probing=100, square=1000, hop=1500, patient=30
         )
         return Thoroughness(images=settings.images, close=64, problems=12, points=200, effort=effort)
+    if settings.profile == "thorough":
+        return Thoroughness(images=settings.images, effort=Effort(watched=settings.images))
     return Thoroughness(images=settings.images)
 
 
