@@ -88,6 +88,11 @@ class Cast:
         """The victim as it is, and under each defence."""
         return ("victim", *self.defences)
 
+    def copies(self, *, labelled: bool) -> dict[str, str]:
+        """Who makes a copy, with its title: the thieves and, where there are labels, the reference."""
+        found = {text: thief.title for text, thief in self.thieves.items()}
+        return found | ({REFERENCE: REFERENCE} if labelled else {})
+
 
 def cast(settings: StealSettings) -> Cast:
     """Thieves and defences by their SPECs. Raises InputError for what does not exist or cannot work here."""
@@ -217,7 +222,6 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
         return replace(behind, calibration=tuning)
 
     outputs: dict[str, Stage] = {"data": data}
-    copies = [*who.thieves, *([REFERENCE] if settings.labels else [])]
     for number, seed in enumerate(who.seeds):
         victim = classifier_stage("the victim", seed=seed, **victims)
         drawn = stage(
@@ -273,7 +277,7 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
                 label = f"{thief.title} from {name}, seed {seed}"
                 own = thief.transfer(f"{label}: ask", situation) if isinstance(thief, ChoosesQueries) else transfer
                 outputs[f"{seed}/{name}/{thief_name}"] = distilled(label, own, thief.candidates(), seed)
-            for copy in copies if settings.transfer is not None else ():
+            for copy in who.copies(labelled=settings.labels) if settings.transfer is not None else ():
                 outputs[f"{seed}/{name}/{copy}/reused"] = stage(
                     mislead,
                     f"transfer from {copy} to {name}, seed {seed}",
@@ -373,8 +377,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
         )
 
     def reused(name: str) -> dict[str, Reused]:
-        copies = {text: thief.title for text, thief in who.thieves.items()}
-        copies |= {REFERENCE: "reference"} if settings.labels else {}
+        copies = who.copies(labelled=settings.labels)
         made = {copy: [values[f"{seed}/{name}/{copy}/reused"].tensors for seed in who.seeds] for copy in copies}
         return {
             copy: Reused(title, *([one[part].numpy() for one in made[copy]] for part in ("right", "fell", "lucky")))
