@@ -51,6 +51,8 @@ SIGNS = Model("truths:Signs")
 TEMPERATURES = (20.0, 50.0, 100.0)
 SHARES = (0.25, 0.5, 1.0)
 """Of the radius, at which distilled classifiers are looked at."""
+AS_ROBUST = 0.03
+"""How far apart the worst cases of a PGD-trained classifier may be, with hidden gradients and without."""
 IMAGES = int(os.environ.get("STILLPROOF_AUDIT_IMAGES", "1000"))
 ONE = os.environ.get("STILLPROOF_SEED")
 SEEDS = [int(ONE)] if ONE else list(range(int(os.environ.get("STILLPROOF_SEEDS", "3"))))
@@ -289,9 +291,12 @@ def row_of(evidence: Evidence) -> dict[str, Any]:
     }
 
 
-def is_met(truth: str, row: dict[str, Any]) -> bool:
-    """Whether the audit says what is true."""
-    return "7 two passes differ" in row["signs"] if truth == "randomised" else row["masked"] == truth
+def is_met(planted: Planted, row: dict[str, Any], base: dict[str, Any]) -> bool:
+    """Whether the audit says what is true; base: its row of the classifier that nothing was done to."""
+    if planted.truth == "randomised":
+        return "7 two passes differ" in row["signs"] and row["masked"] != "yes"
+    keeps = planted.classifier != "PGD-trained" or abs(row["worst case"][0] - base["worst case"][0]) <= AS_ROBUST
+    return row["masked"] == planted.truth and keeps
 
 
 def looked_at(of: Setting, part: str, planted: Sequence[tuple[Planted, float]], runtime: Runtime) -> list[bool]:
@@ -299,13 +304,15 @@ def looked_at(of: Setting, part: str, planted: Sequence[tuple[Planted, float]], 
     source = data_stage(of.data, of.limit)
     met: list[bool] = []
     for seed in SEEDS:
+        bases: dict[str, dict[str, Any]] = {}
         stages = trained(of, source.stage, source.sizes.training, seed)
         for one, share in planted:
             if CHOSEN and one.classifier not in CHOSEN.split(";"):
                 continue
             looked = audit_stage(stages, source.stage, one, share * of.radius)
             row = row_of(evidence_of(executed({"audit": looked}, runtime)["audit"]))
-            row |= {"truth": one.truth, "met": is_met(one.truth, row)}
+            base = bases.setdefault(f"{one.classifier} at {share}", row)
+            row |= {"truth": one.truth, "met": is_met(one, row, base)}
             at = "" if share == 1 else f", {share:g} of the radius"
             print(f"  {one.name}{at}, seed {seed}: {row}", flush=True)
             record("truths", **{f"{part}: {one.name}{at}, seed {seed}": row})

@@ -14,8 +14,9 @@ from stillproof.attacks.threats import L2, Linf
 from stillproof.core.runtime import Runtime
 from stillproof.errors import BudgetExceeded, InputError
 from stillproof.evasion.account import curves, tables
+from stillproof.evasion.allowance import Budget
 from stillproof.evasion.auditing import Thoroughness, audit
-from stillproof.evasion.ladder import Budget, Effort
+from stillproof.evasion.ladder import Effort
 from stillproof.evasion.stages import Asked
 from stillproof.evasion.verdict import decide, findings
 

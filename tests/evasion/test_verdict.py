@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,4 +64,43 @@ def evidence(n: int, hidden: int, *, by: str = "white box", fallen: int = 60, de
 )
 def test_the_rule(given: dict[str, Any], masked: str, said: str) -> None:
     verdict = decide(evidence(**({"n": 200} | given)))
+    assert (verdict.masked, said in verdict.why) == (masked, True), verdict.why
+
+
+def test_a_loss_of_the_users_is_no_cause_and_a_module_that_is_climbed_instead_is_one() -> None:
+    by_loss, by_detour = (decide(evidence(200, 40, by=kind)) for kind in ("adaptive", "detour"))
+    assert (by_loss.masked, by_detour.masked) == ("inconclusive", "yes")
+
+
+def with_twice_the_steps(given: Evidence, more: int) -> Evidence:
+    """In twice the steps cross-entropy takes so many more of those that it left."""
+    twice = given.close["apgd"].copy()
+    twice[60 : 60 + more] = True
+    return replace(given, close={**given.close, "apgd.double": twice})
+
+
+@pytest.mark.parametrize(("more", "masked"), [(0, "yes"), (10, "yes"), (25, "inconclusive"), (40, "inconclusive")])
+def test_cross_entropy_that_did_not_converge_shows_no_masking(more: int, masked: str) -> None:
+    verdict = decide(with_twice_the_steps(evidence(200, 30, by="gradient-free"), more))
+    assert verdict.masked == masked, verdict.why
+
+
+def test_without_a_gradient_convergence_is_no_question() -> None:
+    assert decide(with_twice_the_steps(evidence(200, 40, dead=0.3), 40)).masked == "yes"
+
+
+@pytest.mark.parametrize(
+    ("solved", "lucky", "masked", "said"),
+    [
+        (32, 0, "no", "within"),
+        (32, 16, "no", "within"),
+        (32, 32, "inconclusive", "random draws solve all"),
+        (20, 0, "inconclusive", "20 of 32 problems that are hard"),
+        (20, 20, "inconclusive", "0 of 12 problems that are hard"),
+    ],
+)
+def test_an_attack_is_tested_by_what_luck_does_not_solve(solved: int, lucky: int, masked: str, said: str) -> None:
+    numbers = np.arange(32)
+    given = replace(evidence(200, 6), solved=numbers < solved, lucky=numbers < lucky)
+    verdict = decide(given)
     assert (verdict.masked, said in verdict.why) == (masked, True), verdict.why

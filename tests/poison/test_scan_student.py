@@ -55,8 +55,24 @@ def test_a_recovered_pattern_joins_the_bank() -> None:
     pattern = torch.zeros(1, 8, 8)
     pattern[0, 0, 0] = 2.0
     found = bank((1, 8, 8), {"seven": pattern})
-    mine = [stamp for name, stamp in found.items() if "seven" in name]
-    assert [float(stamp.add.abs().max()) for stamp in mine] == pytest.approx([0.1, 0.3, 0.6])
+    added = [stamp for name, stamp in found.items() if "'seven' share" in name]
+    assert [float(stamp.add.abs().max()) for stamp in added] == pytest.approx([0.1, 0.3, 0.6, 1.0])
+
+
+def test_a_recovered_patch_is_painted_where_it_is_strongest() -> None:
+    pattern = torch.full((1, 8, 8), 0.1)
+    pattern[0, 0, 0], pattern[0, 0, 1] = 2.0, -1.5
+    painted = [stamp for name, stamp in bank((1, 8, 8), {"seven": pattern}).items() if "differ most" in name]
+    expected = torch.full((1, 8, 8), 0.5)
+    expected[0, 0, 0], expected[0, 0, 1] = 1.0, 0.0
+    assert len(painted) == 2
+    assert all(torch.equal(stamp(torch.full((1, 8, 8), 0.5)), expected) for stamp in painted)
+
+
+@pytest.mark.parametrize("side", [9, 28, 32, 224])
+def test_the_bank_has_patches_of_the_sides_that_attackers_give(side: int) -> None:
+    names = bank((3, side, side), {})
+    assert all(f"patch of {size}, white, bottom-right" in names for size in (2, 3, 4))
 
 
 def sought(size: float, gap: float = 0.95, model: str = "student", family: str = "mask", target: int = 0) -> Sought:

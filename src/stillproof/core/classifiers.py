@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.core.adapters import Answered, FromProbabilities, inner
+from stillproof.core.compression import Quantised
 from stillproof.core.images import ImageSet, as_float, batches, check_range
 from stillproof.core.libraries import BUILDERS, brings_weights, is_library, library_identity
 from stillproof.core.noise import derive
@@ -108,7 +109,10 @@ class Model:
         """The classifier, on the CPU, in eval mode. shape: (C, H, W) of its images. Raises InputError."""
         model = _construct(self.architecture, shape, classes)
         if self._weights is not None:
-            load_weights(inner(model), self._weights)
+            calibration = load_weights(inner(model), self._weights)
+            if calibration is not None:
+                _check_calibration(calibration, shape, self._weights)
+                model = Quantised(model.eval(), calibration)
         return model.eval()
 
     def fresh(self, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
@@ -118,6 +122,14 @@ class Model:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive(seed, "initial weights"))
             return self.untrained.build(shape, classes)
+
+
+def _check_calibration(calibration: Tensor, shape: tuple[int, int, int], path: Path) -> None:
+    if tuple(calibration.shape[1:]) != shape:
+        raise InputError(
+            f"{path} is for images of {tuple(calibration.shape[1:])}, and these are {shape}.",
+            "Give images of its kind.",
+        )
 
 
 def _is_weights(spec: Spec) -> bool:

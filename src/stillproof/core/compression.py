@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -11,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from stillproof.core.adapters import Adapter
+from stillproof.core.images import as_float
 from stillproof.errors import InputError
 
 CALIBRATED_ON = 64
@@ -113,18 +116,45 @@ class _Kept(nn.Module):
         return torch.where(self.kept, weight, torch.zeros_like(weight))
 
 
-class Quantised(nn.Module):
-    """A classifier in INT8; it has no other mode than eval, and passes no gradient back."""
+class Quantised(Adapter):
+    """A classifier in INT8. Gradients with respect to its images are those of the model that it was made of.
+
+    It has no other mode than eval, and its weights get no gradient. Straight through: a scanner or an attacker who
+    holds the artefact holds these weights too.
+    """
 
     def __init__(self, model: nn.Module, calibration: Tensor) -> None:
-        """calibration: float32 in [0, 1], (n, C, H, W). Raises InputError where it cannot be quantised."""
-        super().__init__()
-        self._graph = (_quantised(model, calibration),)  # no submodule: an exported graph refuses train() and eval()
+        """calibration: uint8, (n, C, H, W). Raises InputError where it cannot be quantised."""
+        super().__init__(model)
+        self.calibration = calibration
+        self._graph = (_quantised(model, as_float(calibration)),)  # an exported graph as a submodule refuses eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        with torch.no_grad():  # the rules are those of a CPU
-            logits: Tensor = self._graph[0](images.cpu().contiguous())
-        return logits.to(images.device)
+        """(N, C, H, W) -> logits, (N, K)."""
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):  # the rules are those of a CPU
+            logits: Tensor = self._graph[0](images.detach().float().cpu().contiguous())
+        answered = logits.to(images.device)
+        if not (torch.is_grad_enabled() and images.requires_grad):
+            return answered
+        through: Tensor = self.model(images)
+        return through + (answered - through).detach()
+
+    def __deepcopy__(self, known: dict[int, Any]) -> Quantised:
+        """The graph, which nothing changes, is shared: it cannot be copied."""
+        copy = Quantised.__new__(Quantised)
+        nn.Module.__init__(copy)
+        copy.model, copy.calibration, copy._graph = deepcopy(self.model, known), self.calibration, self._graph
+        copy.train(self.training)
+        return copy
+
+
+def calibration_of(classifier: nn.Module) -> Tensor | None:
+    """The images, uint8, that set the ranges of a classifier in INT8, whatever is around it; None of any other."""
+    while isinstance(classifier, Adapter):
+        if isinstance(classifier, Quantised):
+            return classifier.calibration
+        classifier = classifier.model
+    return None
 
 
 def _quantised(model: nn.Module, calibration: Tensor) -> nn.Module:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from stillproof.core.adapters import FromProbabilities, inner
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model, admit, predict
-from stillproof.core.compression import CALIBRATED_ON, Compression, Quantised
+from stillproof.core.compression import CALIBRATED_ON, Compression, Quantised, calibration_of
 from stillproof.core.distillation import TEACHER, CrossEntropy, Objective, OnlineTeacher
 from stillproof.core.feature_distillation import FeatureObjective
 from stillproof.core.images import ImageSet, as_float
@@ -197,7 +197,7 @@ def compress(
     master, student = classifier_of(teacher, context), classifier_of(teacher, context)
     _check_trainable(student, transfer, teacher.values["spec"])
     if compression.quantises:  # what cannot be quantised is refused before it is tuned
-        Quantised(classifier_of(teacher, context), as_float(transfer.images[:2]))
+        Quantised(classifier_of(teacher, context), transfer.images[:2])
     compression.begin(student)
     answers = predict(master, transfer, context.runtime)
     trained = train(
@@ -308,7 +308,11 @@ def classifier_artefact(classifier: nn.Module, model: Model, images: ImageSet, *
         "outputs": "probabilities" if isinstance(classifier, FromProbabilities) else "logits",
         **more,
     }
-    return Artefact(values, {STATE + name: value for name, value in inner(classifier).state_dict().items()}, cost)
+    tensors = {STATE + name: value for name, value in inner(classifier).state_dict().items()}
+    calibration = calibration_of(classifier)
+    if calibration is not None:
+        tensors[CALIBRATION] = calibration
+    return Artefact(values, tensors, cost)
 
 
 def model_of(artefact: Artefact, context: Context) -> Model:
@@ -332,7 +336,7 @@ def classifier_of(artefact: Artefact, context: Context) -> nn.Module:
     model = model_of(artefact, context).build((channels, height, width), len(values["classes"]))
     load_state(inner(model), weights_of(artefact), values["spec"])
     if CALIBRATION in artefact.tensors:
-        model = Quantised(model, as_float(artefact.tensors[CALIBRATION])).eval()
+        model = Quantised(model, artefact.tensors[CALIBRATION]).eval()
     return FromProbabilities(model).eval() if values["outputs"] == "probabilities" else model
 
 
@@ -344,7 +348,14 @@ def weights_of(artefact: Artefact) -> dict[str, Tensor]:
 def save_artefact(path: Path, artefact: Artefact) -> None:
     """Write a classifier's artefact as a .safetensors that is itself a model SPEC. Raises StoreError."""
     values = artefact.values
-    save_classifier(path, weights_of(artefact), spec=values["spec"], shape=values["shape"], classes=values["classes"])
+    save_classifier(
+        path,
+        weights_of(artefact),
+        spec=values["spec"],
+        shape=values["shape"],
+        classes=values["classes"],
+        calibration=artefact.tensors.get(CALIBRATION),
+    )
 
 
 @job(version=2)

@@ -18,6 +18,9 @@ from stillproof.errors import InputError, reason
 
 SPEC_KEY, SHAPE_KEY, CLASSES_KEY = "stillproof.model", "stillproof.shape", "stillproof.classes"
 
+CALIBRATION_KEY = "stillproof.calibration"
+"""A tensor beside the weights, uint8, (n, C, H, W): the classifier is deployed in INT8, with ranges seen on these."""
+
 
 def existing(path: Path) -> Path:
     """The path of a file that is there. Raises InputError."""
@@ -48,8 +51,11 @@ def _metadata(path: Path) -> dict[str, str]:
         raise InputError(f"{path} is not a readable safetensors file: {error}", "Is it truncated?") from None
 
 
-def load_weights(model: nn.Module, path: Path) -> None:
-    """Load a state dict (.safetensors; .pt and .pth only as plain tensors) into a model, strictly."""
+def load_weights(model: nn.Module, path: Path) -> Tensor | None:
+    """Load a state dict (.safetensors; .pt and .pth only as plain tensors) into a model, strictly.
+
+    Hands back the images that a classifier in INT8 was calibrated on, uint8, where the file holds them.
+    """
     existing(path)
     state: Mapping[str, Any]
     if path.suffix == ".safetensors":
@@ -71,7 +77,11 @@ def load_weights(model: nn.Module, path: Path) -> None:
         isinstance(name, str) and isinstance(value, Tensor) for name, value in state.items()
     ):
         raise InputError(f"{path} holds no state dict.", "Save model.state_dict() alone.")
-    load_state(model, state, str(path))
+    calibration = state.get(CALIBRATION_KEY)
+    if calibration is not None and (calibration.dtype != torch.uint8 or calibration.ndim != 4 or not len(calibration)):
+        raise InputError(f"{path} is calibrated on what are no images.", "Write it again with stillproof.")
+    load_state(model, {name: value for name, value in state.items() if name != CALIBRATION_KEY}, str(path))
+    return calibration
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:
@@ -87,9 +97,19 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> Non
 
 
 def save_classifier(
-    path: Path, state: Mapping[str, Tensor], *, spec: str, shape: tuple[int, ...], classes: Sequence[str]
+    path: Path,
+    state: Mapping[str, Tensor],
+    *,
+    spec: str,
+    shape: tuple[int, ...],
+    classes: Sequence[str],
+    calibration: Tensor | None = None,
 ) -> None:
-    """Write weights as safetensors; the file says which model it holds, for what. Raises StoreError."""
+    """Write weights as safetensors; the file says which model it holds, for what. Raises StoreError.
+
+    calibration: of a classifier that is deployed in INT8.
+    """
     metadata = {SPEC_KEY: spec, SHAPE_KEY: json.dumps(shape), CLASSES_KEY: json.dumps(list(classes))}
-    plain = {name: value.detach().contiguous().clone() for name, value in state.items()}
+    beside = {} if calibration is None else {CALIBRATION_KEY: calibration}
+    plain = {name: value.detach().contiguous().clone() for name, value in {**state, **beside}.items()}
     write_atomically(path, safetensors.torch.save(plain, metadata))

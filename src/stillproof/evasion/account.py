@@ -20,15 +20,16 @@ def tables(verdict: Verdict, evidence: Evidence) -> list[Table]:
 
 
 def _tested(evidence: Evidence) -> Table:
-    posed = len(evidence.solved)
+    posed, hard = len(evidence.solved), evidence.hard
     rows: list[list[str | int | float | Measurement | None]] = [
         ["the attack", measures.share(int(evidence.solved.sum()), posed)],
         ["as many random draws", measures.share(int(evidence.lucky.sum()), posed)],
+        ["the attack, of what they do not", measures.share(int((evidence.solved & hard).sum()), int(hard.sum()))],
     ]
     note = (
         f"Problems that have a solution by construction, posed around {posed} images. An attack that is strong enough "
     )
-    note += f"for this classifier solves {STRONG_ENOUGH:.0%}; where random draws do as well, the problems were easy."
+    note += f"for this classifier solves {STRONG_ENOUGH:.0%} of those that random draws do not solve."
     return Table(title="Is the attack strong enough? (binarisation test)", columns=["", "solved"], rows=rows, note=note)
 
 

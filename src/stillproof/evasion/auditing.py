@@ -20,11 +20,12 @@ from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
+from stillproof.evasion.allowance import Allowance, Budget
 from stillproof.evasion.binarisation import Binarised, binarisation_test
 from stillproof.evasion.escalation import rungs
 from stillproof.evasion.examination import REPEATED, Examined, First, examine, first_look
 from stillproof.evasion.indicators import REPEAT_TOLERANCE, Evidence
-from stillproof.evasion.ladder import Budget, Climb, Effort, Ladder, Metered, begin, restore
+from stillproof.evasion.ladder import Climb, Effort, Ladder, Metered, begin, restore
 
 EOT_SAMPLES = 10
 """Passes that are averaged for a randomised classifier."""
@@ -107,6 +108,9 @@ def audit(
             starts=_one_a_class(images, ladder.first.logits.argmax(1)),
             labels_only=labels_only,
         )
+        first_cost = _first_cost(len(images), samples, has_gradient=module is not None)
+        before = first_cost.forwards + first_cost.backwards + ladder.spent
+        allowance = Allowance(budget or Budget(), before, sum(step.seconds for step in ladder.steps))
         climb = Climb(
             classifier,
             images,
@@ -115,7 +119,7 @@ def audit(
             runtime,
             how.effort,
             seed,
-            budget or Budget(),
+            allowance,
             samples,
             checkpoint,
             advance,
@@ -131,13 +135,17 @@ def audit(
             common: dict[str, Any] = {"samples": samples, "seed": derive(seed, "closely"), "through": way}
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(derive(seed, "closely"))
-                close = examine(module, few, theirs, threat, runtime, steps=how.effort.apgd, **common)
+                close = examine(module, few, theirs, threat, runtime, allowance, steps=how.effort.apgd, **common)
                 restarts = 4  # as many searches as the ladder makes in the white box
                 attack = APGD(threat=threat, steps=how.effort.apgd, loss="margin", samples=samples, restarts=restarts)
                 posed = images[rows[: how.problems]]
-                tested = binarisation_test(module, posed, attack, threat, runtime, points=how.points, seed=seed)
+                tested = binarisation_test(
+                    module, posed, attack, threat, runtime, allowance, points=how.points, seed=seed
+                )
+                ladder.ended_by_budget = close.was_cut or tested.was_cut
+                rows = rows[: close.images]
     said = "labels" if labels_only else outputs
-    cost = _first_cost(len(images), samples, has_gradient=module is not None) + close.cost + tested.cost
+    cost = first_cost + close.cost + tested.cost
     for step in ladder.steps:
         cost += Cost(forwards=step.forwards, backwards=step.backwards, queries=step.queries)
     evidence = _evidence(labels, ladder, rows, close.found, tested, said, is_black_box=module is None)

@@ -9,7 +9,7 @@ Source: Zimmermann et al. 2022, arXiv 2206.13991.
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,14 @@ from stillproof.attacks.threats import L2, Linf, unit
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import Noise, derive
 from stillproof.core.runtime import Runtime
+from stillproof.evasion.allowance import Allowance
 
 INNER_SHARE = 0.95
 """η: inner points lie within this share of the ball."""
+
+CLOSENESS = 0.95
+"""How far from the nearest inner point to the boundary point the readout changes its mind. (The paper's code has .999,
+at which rounding decides.)"""
 
 RIDGE = 1e-3
 """What is added to the features' variances, of their mean."""
@@ -33,11 +38,12 @@ RIDGE = 1e-3
 @dataclass(frozen=True, slots=True)
 class Binarised:
     """What was solved: each bool, (m,), a row a problem. random: solved by as many random draws as there were inner
-    points; those tell how hard the problems are."""
+    points; those tell how hard the problems are. was_cut: the budget ended it."""
 
     attack: Tensor
     random: Tensor
     cost: Cost = field(default_factory=Cost)
+    was_cut: bool = False
 
     @classmethod
     def nothing(cls) -> Binarised:
@@ -51,21 +57,27 @@ def binarisation_test(
     attack: GradientAttack,
     threat: Linf | L2,
     runtime: Runtime,
+    allowance: Allowance | None = None,
     *,
     points: int,
     seed: int,
 ) -> Binarised:
     """Pose a problem around each image, float32, (m, C, H, W), and let the attack, and random draws, solve it.
 
-    points: random inner points a problem. Problems that cannot be posed (the readout's classes do
-    not separate, the module cannot be copied) are left out. Where the classifier has steps without gradient, the attack
-    climbs straight through them.
+    points: random inner points a problem; allowance: no problem is posed when it is spent. Problems that cannot be
+    posed (the readout's classes do not separate, the module cannot be copied) are left out. Where the classifier has
+    steps without gradient, the attack climbs straight through them.
     """
     solved: list[Tensor] = []
     lucky: list[Tensor] = []
     cost = Cost()
     head = last_linear(classifier, images[:2].to(runtime.device)) if len(images) else None
+    allowance = Allowance() if allowance is None else allowance
+    was_cut = False
     for number in range(len(images)):
+        if allowance.is_spent:
+            was_cut = True
+            break
         one = images[number : number + 1]
         inner, boundary = _points(one, threat, points, derive(seed, "binarisation", number))
         around = torch.cat([one, inner, boundary]).to(runtime.device)
@@ -78,22 +90,31 @@ def binarisation_test(
         drawn = RandomDraws(threat=threat, queries=points)(posed, one, inside, seed=seed, runtime=runtime)
         solved.append(searched.success)
         lucky.append(drawn.success)
-        cost += searched.cost + drawn.cost + Cost(forwards=2 * len(around))  # to pose it
-    return Binarised(torch.cat(solved), torch.cat(lucky), cost) if solved else Binarised.nothing()
+        took = searched.cost + drawn.cost + Cost(forwards=2 * len(around))  # to pose it
+        allowance.passes += took.forwards + took.backwards
+        cost += took
+    if not solved:
+        return replace(Binarised.nothing(), was_cut=was_cut)
+    return Binarised(torch.cat(solved), torch.cat(lucky), cost, was_cut)
 
 
 def _points(image: Tensor, threat: Linf | L2, points: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Random points inside the ball, and one on its surface."""
-    shape = tuple(image.shape[1:])
-    around = image.expand(points, *shape)
+    """Random points inside the ball, and one on its surface. Every second is as far out as they may be.
+
+    Where a ball has few dimensions a readout would else tell corners from what is inside, and any corner would do.
+    """
     inner = type(threat)(INNER_SHARE * threat.epsilon)
-    inside = inner.random_start(around, Noise(derive(seed, "inner"), torch.arange(points), 0))
-    noise = Noise(derive(seed, "boundary"), torch.zeros(1, dtype=torch.int64), 0)
-    if isinstance(threat, Linf):
-        direction = noise.integers(0, 2, shape).to(torch.float32) * 2 - 1
-    else:
-        direction = unit(noise.normal(shape))
-    return inside, threat.project(image + threat.epsilon * direction, image)
+    ids = torch.arange(points)
+    inside = inner.random_start(image.expand(points, *image.shape[1:]), Noise(derive(seed, "inner"), ids, 0))
+    inside[::2] = _on_surface(image, inner, Noise(derive(seed, "outermost"), ids[::2], 0))
+    return inside, _on_surface(image, threat, Noise(derive(seed, "boundary"), ids[:1], 0))
+
+
+def _on_surface(image: Tensor, threat: Linf | L2, noise: Noise) -> Tensor:
+    """As many points as the noise has rows: corners (Linf), or in any direction (L2)."""
+    shape = tuple(image.shape[1:])
+    direction = noise.integers(0, 2, shape) * 2.0 - 1 if isinstance(threat, Linf) else unit(noise.normal(shape))
+    return threat.project(image + threat.epsilon * direction, image)
 
 
 class _OnLogits(nn.Module):
@@ -146,9 +167,10 @@ def _with_readout(posed: nn.Module, head: str | None, points: Tensor) -> tuple[n
 
 
 def _readout(features: Tensor) -> tuple[Tensor, Tensor] | None:
-    """A linear function that is 1 for the last row and at most −1 for the others; None where none is found.
+    """A linear function that is 1 for the last row and below −1 for the others; None where none is found.
 
-    Its direction is Fisher's discriminant, in closed form; a support vector machine may not converge here.
+    Between them it is 0 close to the last row: what is like it by luck is not enough. Its direction is Fisher's
+    discriminant, in closed form; a support vector machine may not converge here.
     """
     others, own = features[:-1], features[-1]
     mean = others.mean(0)
@@ -164,5 +186,5 @@ def _readout(features: Tensor) -> tuple[Tensor, Tensor] | None:
     highest, score = (others @ weight).max(), own @ weight
     if not bool(score > highest):
         return None
-    half = (score - highest) / 2
-    return weight / half, -(score + highest) / 2 / half
+    above = (1 - CLOSENESS) * (score - highest)
+    return weight / above, (above - score) / above

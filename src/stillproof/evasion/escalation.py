@@ -124,7 +124,7 @@ def _adaptive(given: object, white: dict[str, Any], effort: Effort) -> Rung:
         return Rung("adaptive attack", "adaptive", given, "standing", why)
     apgd = APGD(**white, steps=effort.apgd, loss="margin")
     if isinstance(given, nn.Module):
-        return Rung("adaptive, through your module", "adaptive", apgd, "standing", why, through=given)
+        return Rung("adaptive, through your module", "detour", apgd, "standing", why, through=given)
     if callable(given):
         loss: Loss = given
         return Rung("adaptive loss", "adaptive", APGD(**white, steps=effort.apgd, loss=loss), "standing", why)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -20,6 +21,7 @@ from stillproof.core.measurement import Cost
 from stillproof.core.noise import Noise, derive
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
+from stillproof.evasion.allowance import Allowance
 
 BATCH = 256
 
@@ -117,10 +119,16 @@ def _looked(prepared: Frozen, images: Tensor, labels: Tensor) -> tuple[Tensor, .
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What a close look found, by name (see `examine`), and its passes."""
+    """What a close look found, by name (see `examine`), and its passes. was_cut: the budget ended it."""
 
     found: Mapping[str, Tensor]
     cost: Cost
+    was_cut: bool = False
+
+    @property
+    def images(self) -> int:
+        """How many were looked at."""
+        return len(next(iter(self.found.values()), ()))
 
 
 class Tempered(nn.Module):
@@ -142,6 +150,7 @@ def examine(
     labels: Tensor,
     threat: Linf | L2,
     runtime: Runtime,
+    allowance: Allowance | None = None,
     *,
     samples: int,
     seed: int,
@@ -150,20 +159,45 @@ def examine(
 ) -> Examined:
     """Look closely at some images that are classified rightly. Rows of every tensor are theirs.
 
-    steps: of the APGD whose convergence is looked at; through: what the search for the nearest climbs, where the
-    classifier has no gradient. Returns, each (m,):
+    allowance: for as many of them as it is enough for; steps: of the APGD whose convergence is looked at; through: what
+    the search for the nearest climbs, where the classifier has no gradient. Returns, each (m,):
     sweep.T, sweep.standardised: fell to PGD at that temperature; trace.ever, trace.last: an iterate, the last iterate
     of PGD was adversarial; trace.range: of the loss over the last steps, as a share of its whole rise; apgd,
     apgd.double: fell to cross-entropy in these steps, and in twice as many; wider: fell in twice the ball; unbounded.*:
     fell to that loss where all images are allowed; nearest: how far the nearest adversarial image is, infinite where
     none was found; stability: mean relative change of the loss under random changes.
     """
+    allowance = Allowance() if allowance is None else allowance
+    pixels = float(images[0].numel())
+    attacks = _attacks(classifier, threat, pixels, steps=steps, samples=samples, through=through)
+    parts: list[dict[str, Tensor]] = []
+    cost, done, began = Cost(), 0, time.monotonic()
+    while done < len(images) and not allowance.is_spent:
+        spent = cost.forwards + cost.backwards
+        size = allowance.room(spent, time.monotonic() - began, done) if allowance.is_limited else len(images)
+        ids = torch.arange(done, min(done + size, len(images)))
+        found, passes = _examined(classifier, images[ids], labels[ids], ids, threat, runtime, attacks, seed)
+        parts.append(found)
+        cost += passes
+        allowance.passes += passes.forwards + passes.backwards
+        done += len(ids)
+    whole = {name: torch.cat([part[name] for part in parts]) for name in (parts[0] if parts else ())}
+    return Examined(whole, cost, done < len(images))
+
+
+Attacks = Mapping[str, tuple[GradientAttack, nn.Module | None]]
+"""By name: an attack, and what it climbs in place of the classifier."""
+
+
+def _attacks(
+    classifier: nn.Module, threat: Linf | L2, pixels: float, *, steps: int, samples: int, through: nn.Module | None
+) -> Attacks:
     wider = type(threat)(2 * threat.epsilon)
-    everything = type(threat)(1.0 if isinstance(threat, Linf) else float(images[0].numel()) ** 0.5)
+    everything = type(threat)(1.0 if isinstance(threat, Linf) else pixels**0.5)
     pgd = PGD(threat=threat, steps=SWEEP_STEPS, samples=samples)
     apgd = APGD(threat=threat, steps=steps, samples=samples)
     fmn = FMN(norm="linf" if isinstance(threat, Linf) else "l2", steps=100, samples=samples)
-    attacks: dict[str, tuple[GradientAttack, nn.Module | None]] = {
+    return {
         **{f"sweep.{temperature}": (pgd, Tempered(classifier, temperature)) for temperature in TEMPERATURES},
         "sweep.standardised": (replace(pgd, loss="standardised"), None),
         "apgd": (apgd, None),
@@ -173,23 +207,35 @@ def examine(
         "unbounded.margin": (replace(apgd, threat=everything, loss="margin"), through),
         "nearest": (fmn, through),
     }
+
+
+def _examined(
+    classifier: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    ids: Tensor,
+    threat: Linf | L2,
+    runtime: Runtime,
+    attacks: Attacks,
+    seed: int,
+) -> tuple[dict[str, Tensor], Cost]:
+    """All of it for some images. ids: what identifies each for its noise."""
     results = {
-        name: attack(classifier, images, labels, seed=seed, runtime=runtime, through=climbed)
+        name: attack(classifier, images, labels, seed=seed, ids=ids, runtime=runtime, through=climbed)
         for name, (attack, climbed) in attacks.items()
     }
     found = {name: result.success for name, result in results.items()}
     far = results["unbounded.margin"]
     found["nearest"] = torch.minimum(results["nearest"].distance, far.distance.masked_fill(~far.success, torch.inf))
-    every = torch.arange(len(images))
     parts = [
-        _closely(classifier, images[rows], labels[rows], every[rows], threat, runtime, seed)
+        _closely(classifier, images[rows], labels[rows], ids[rows], threat, runtime, seed)
         for rows in batches(len(images), BATCH)
     ]
     for name in parts[0]:
         found[name] = torch.cat([part[name] for part in parts]).cpu()
     cost = sum((result.cost for result in results.values()), Cost())
     traced = Cost(forwards=(TRACE_STEPS + STABILITY_DRAWS + 2) * len(images), backwards=TRACE_STEPS * len(images))
-    return Examined(found, cost + traced)
+    return found, cost + traced
 
 
 def _closely(

@@ -46,8 +46,9 @@ def within(distance: Any, epsilon: float) -> Any:
 
 
 DEPLOYED = "deployed"
-OTHERWISE = ("gradient-free", "transfer", "one step", "adaptive")
-"""Kinds of attacks that do not follow the deployed output's gradient, or take one step of it."""
+OTHERWISE = ("gradient-free", "transfer", "one step", "detour")
+"""Kinds of attacks that do not follow the classifier's own gradient, or take one step of it. A loss of the user's does
+follow it: where it wins, that is no sign of masking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +107,12 @@ class Evidence:
     def stood_deployed(self) -> Array:
         """Which images stood against all of that."""
         found: Array = self.settled & ~self.fell_to(DEPLOYED)
+        return found
+
+    @property
+    def hard(self) -> Array:
+        """Which problems of the binarisation test random draws do not solve: the others test no attack."""
+        found: Array = ~self.lucky
         return found
 
     @property
@@ -225,7 +232,7 @@ def _disagreement(evidence: Evidence) -> Sign:
         f"over {DISAGREEMENT:.0%}",
         _more(share, DISAGREEMENT),
         True,
-        "queries, luck, one step, a twin's examples or your own attack fool what the deployed gradient could not",
+        "queries, luck, one step, a twin's examples or a detour of yours fool what the deployed gradient could not",
         _rows(shown),
     )
 

@@ -21,21 +21,23 @@ from stillproof.attacks.record import AttackResult
 from stillproof.attacks.threats import L2, Linf
 from stillproof.core import faults
 from stillproof.core.files import write_atomically
-from stillproof.core.images import batches
 from stillproof.core.noise import derive
 from stillproof.core.runtime import Runtime
 from stillproof.errors import BudgetExceeded, InputError, StillproofError, StoreError, reason
+from stillproof.evasion.allowance import Allowance
 from stillproof.evasion.examination import First
 from stillproof.evasion.indicators import within
 
-Kind = Literal["one step", "deployed", "white box", "gradient-free", "transfer", "adaptive"]
-"""What a rung sees. deployed: the gradient of the output as it is served, which is what can be masked."""
+Kind = Literal["one step", "deployed", "white box", "gradient-free", "transfer", "adaptive", "detour"]
+"""What a rung sees. deployed: the gradient of the output as it is served, which is what can be masked; adaptive: the
+user's own attack or loss, which may be an ordinary white box's; detour: a module of the user's, climbed in place of the
+classifier."""
 
 CHUNK = 256
-"""Images between two looks at the budget."""
+"""Images that are attacked at once."""
 
 BUDGETED_CHUNK = 32
-"""The same where there is a budget to be looked at."""
+"""The same, at most, where there is a budget to be looked at in between."""
 
 SMALL_CHUNK = 16
 """The same for a black box: what it was asked about a chunk that its budget ended is lost."""
@@ -59,14 +61,6 @@ class Effort:
     watched: int = 160
     """On so many of the images that are right is it seen to the end what the deployed gradient misses, where there is a
     gradient: the first of them, so that their order should be random."""
-
-
-@dataclass(frozen=True, slots=True)
-class Budget:
-    """Where the ladder must stop, if not at its end. passes: forward and backward, of one image each."""
-
-    passes: int | None = None
-    seconds: float | None = None
 
 
 @runtime_checkable
@@ -196,7 +190,7 @@ LAST_SHARE, SHARE = 1.0, 0.3
 class Climb:
     """A ladder being climbed on some images, float32 in [0, 1], (n, C, H, W), with labels, int64, (n,).
 
-    samples: passes that an answer is the mean of, for a randomised classifier.
+    samples: passes that an answer is the mean of, for a randomised classifier; allowance: what it may spend.
     """
 
     classifier: Classifier
@@ -206,14 +200,13 @@ class Climb:
     runtime: Runtime
     effort: Effort
     seed: int
-    budget: Budget = Budget()
+    allowance: Allowance = field(default_factory=Allowance)
     samples: int = 1
     checkpoint: Path | None = None
     advance: Callable[[int, int, str], None] | None = None
 
     def go(self, ladder: Ladder, steps: Sequence[Rung]) -> Ladder:
         """Climb from where the ladder is to the end of the rungs, or of the budget."""
-        began = time.monotonic() - sum(step.seconds for step in ladder.steps)
         for number, rung in enumerate(steps):
             if number < len(ladder.steps):
                 continue  # it comes from a checkpoint
@@ -221,7 +214,7 @@ class Climb:
                 self.advance(number, len(steps), f"{int(ladder.standing.sum())} stand; {rung.name}")
             with torch.random.fork_rng(devices=[]):  # what a randomised classifier draws
                 torch.manual_seed(derive(self.seed, "rung", number))
-                self._try(ladder, rung, began, is_last=number == len(steps) - 1)
+                self._try(ladder, rung, is_last=number == len(steps) - 1)
             self.save(ladder)
             faults.kill_point("rung")
         return ladder
@@ -232,32 +225,32 @@ class Climb:
             asked = self.classifier.queries if isinstance(self.classifier, Metered) else 0
             save(ladder, self.checkpoint, asked=asked + reserved)
 
-    def _try(self, ladder: Ladder, rung: Rung, began: float, *, is_last: bool) -> None:
+    def _try(self, ladder: Ladder, rung: Rung, *, is_last: bool) -> None:
         step = Step(rung.name, rung.kind, rung.why, standing=int(ladder.standing.sum()))
         outcome = torch.full(ladder.right.shape, -1, dtype=torch.int8)
         rows = ladder.rows(rung.on)
         if not len(rows):
             step.why = "not run: no image is left that it could tell anything about"
-        elif self._is_spent(ladder, began):
+        elif self.allowance.is_spent:
             step.why, ladder.ended_by_budget = "not run: the budget is spent", True
         elif refusal := rung.skip(ladder):
             step.why = f"not run: {refusal}"
         else:
-            self._run(ladder, rung, step, outcome, rows, began, is_last=is_last)
+            self._run(ladder, rung, step, outcome, rows, is_last=is_last)
         ladder.steps.append(step)
         ladder.outcomes.append(outcome)
 
-    def _run(
-        self, ladder: Ladder, rung: Rung, step: Step, outcome: Tensor, rows: Tensor, began: float, *, is_last: bool
-    ) -> None:
+    def _run(self, ladder: Ladder, rung: Rung, step: Step, outcome: Tensor, rows: Tensor, *, is_last: bool) -> None:
         started, foot = time.monotonic(), ladder.copy()
         if rung.few:
             step.left_out = max(0, len(rows) - self.effort.patient)
             rows = rows[: self.effort.patient]
         attack = self._within_budget(rung.attack, len(rows), LAST_SHARE if is_last else SHARE)
-        for part in batches(len(rows), self._chunk()):
-            chunk = rows[part]
-            if step.ran and self._is_spent(ladder, began, step):
+        done = 0
+        while done < len(rows):
+            chunk = rows[done : done + self._chunk(step, attack)]
+            done += len(chunk)
+            if step.ran and self.allowance.is_spent:
                 ladder.ended_by_budget = True
                 step.why += f"; the budget ended it after {step.asked} of {len(rows)} images"
                 break
@@ -290,6 +283,7 @@ class Climb:
         step.forwards += int(found.forwards.sum())
         step.backwards += int(found.backwards.sum())
         step.queries += int(found.queries.sum())
+        self.allowance.passes += int(found.forwards.sum()) + int(found.backwards.sum())
         step.standing = int(ladder.standing.sum())
 
     def _attack(self, rung: Rung, attack: Attack, rows: Tensor) -> AttackResult:
@@ -302,27 +296,32 @@ class Climb:
         try:
             return attack(classifier, self.images[rows], self.labels[rows], **given)
         except Exception as error:
-            if rung.kind != "adaptive" or isinstance(error, StillproofError):
+            if rung.kind not in ("adaptive", "detour") or isinstance(error, StillproofError):
                 raise
             raise InputError(f"your adaptive attack fails: {type(error).__name__}: {error}", "Mend it.") from error
 
     def _within_budget(self, attack: Attack, images: int, share: float) -> Attack:
-        """The attack with no more queries an image than its share of what a black box has left."""
+        """The attack with no more queries an image than its share of what a black box has left; or than all of the
+        passes that are, where passes are limited."""
         box = self.classifier
-        if not isinstance(box, Metered) or box.budget is None or not isinstance(attack, QueryAttack):
+        if not isinstance(attack, QueryAttack):
+            return attack
+        if isinstance(box, nn.Module):
+            return replace(attack, queries=int(max(1, min(attack.queries, self.allowance.passes_left // self.samples))))
+        if not isinstance(box, Metered) or box.budget is None:
             return attack
         left = box.budget - box.queries
         return replace(attack, queries=max(1, min(attack.queries, int(share * left / images))))
 
-    def _chunk(self) -> int:
+    def _chunk(self, step: Step, attack: Attack) -> int:
+        """How many images are attacked next: with a budget one, and then as many as fit in."""
         if not isinstance(self.classifier, nn.Module):
             return SMALL_CHUNK
-        return CHUNK if self.budget == Budget() else BUDGETED_CHUNK
-
-    def _is_spent(self, ladder: Ladder, began: float, step: Step | None = None) -> bool:
-        passes = ladder.spent + (0 if step is None else step.forwards + step.backwards)
-        over = self.budget.passes is not None and passes >= self.budget.passes
-        return over or (self.budget.seconds is not None and time.monotonic() - began >= self.budget.seconds)
+        if not self.allowance.is_limited:
+            return CHUNK
+        if isinstance(attack, QueryAttack) and not step.asked:
+            return min(BUDGETED_CHUNK, self.allowance.room(attack.queries * self.samples, 0.0, 1))
+        return min(BUDGETED_CHUNK, self.allowance.room(step.forwards + step.backwards, step.seconds, step.asked))
 
 
 def begin(first: First, labels: Tensor, *, has_gradient: bool, watched: int) -> Ladder:

@@ -22,9 +22,9 @@ from stillproof.core.spec import Spec
 from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
 from stillproof.errors import BudgetExceeded, InputError
+from stillproof.evasion.allowance import Budget
 from stillproof.evasion.auditing import Audited, Thoroughness, audit
 from stillproof.evasion.indicators import Evidence
-from stillproof.evasion.ladder import Budget
 from stillproof.serving.http import Endpoint, HttpClassifier
 
 
@@ -72,7 +72,7 @@ class Scaled(nn.Module):
         return logits * self.factor
 
 
-@job(version=3)
+@job(version=4)
 def audit_classifier(
     context: Context,
     classifier: Artefact,
@@ -165,7 +165,7 @@ class Asked:
         return found
 
 
-@job(version=3)
+@job(version=4)
 def audit_black_box(
     context: Context,
     data: Artefact,

@@ -104,7 +104,8 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
         if not causes:
             said = f"other attacks take {points} more than cross-entropy does, not surely {100 * POINTS:.0f}"
             return _unless_weak(evidence, f"{said}, and no sign speaks of masking")
-        if {sign.number for sign in causes} == {2} and _has(found, "twice the iterations"):
+        explained = any(sign.number in EXPLAINING for sign in causes)
+        if _has(found, "twice the iterations") and not explained and not _hides_from_twice_the_steps(evidence):
             return (
                 "inconclusive",
                 f"cross-entropy leaves {points} too many, but it has not converged: give it more steps",
@@ -130,6 +131,18 @@ ENOUGH, CLOSE = 150, 0.08
 """Watched images from which signs would have shown; a difference that may be an honest one beyond 5 points."""
 
 
+EXPLAINING = (1, 9)
+"""Causes that say why cross-entropy stops where it does: it has no gradient, or probabilities that are all 0 or 1."""
+
+
+def _hides_from_twice_the_steps(evidence: Evidence) -> bool:
+    """Whether cross-entropy leaves too many with twice the steps as well, of the images that were looked at closely."""
+    rows = evidence.close_rows
+    stood = ~evidence.close["apgd.double"] & ~evidence.fell_to(DEPLOYED)[rows]
+    less = stood & evidence.standing[rows]
+    return float(stood.mean() - less.mean()) >= POINTS and measures.mcnemar(stood, less) < SIGNIFICANT
+
+
 def _is_a_close_call(evidence: Evidence, gap: Measurement) -> bool:
     """Whether a difference of 5 points without a sign may be less, on images enough for signs to show."""
     sure = gap.value is None or gap.low is None or gap.low >= POINTS or gap.value >= CLOSE
@@ -151,12 +164,15 @@ def _unless_weak(evidence: Evidence, why: str) -> tuple[Masked, str]:
     if blind.sum() > POINTS * standing.sum():
         return "inconclusive", f"{int(blind.sum())} images that stand have no gradient, and only queries were left"
     if standing.any():
-        solved = measures.share(int(evidence.solved.sum()), len(evidence.solved))
-        if solved.high is None:
+        hard, solved_hard = int(evidence.hard.sum()), int((evidence.solved & evidence.hard).sum())
+        solved = measures.share(solved_hard, hard)
+        if not len(evidence.solved):
             return "inconclusive", "no problem could be posed to test the attack by (binarisation test)"
+        if solved.high is None:
+            return "inconclusive", "random draws solve all that the attack was tested by (binarisation test)"
         if solved.high < STRONG_ENOUGH:
-            tally = f"{int(evidence.solved.sum())} of {len(evidence.solved)}"
-            return "inconclusive", f"the attack solves {tally} problems that have a solution (binarisation test)"
+            tally = f"{solved_hard} of {hard}"
+            return "inconclusive", f"the attack solves {tally} problems that are hard (binarisation test)"
     never = np.isinf(evidence.close["nearest"])
     if never.any():
         return "inconclusive", f"{int(never.sum())} images never fell, whatever the distance"

@@ -28,7 +28,7 @@ NO_LONGER = (
 """What does not hold of a teacher that is not clean."""
 
 
-@job(version=1)
+@job(version=2)
 def check_premise(context: Context, teacher: Artefact, trusted: Artefact, references: Sequence[Artefact]) -> Artefact:
     """How the teacher reacts to a bank of triggers, beside references that were distilled on trusted images alone.
 

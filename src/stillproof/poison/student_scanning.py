@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from stillproof.core.classifiers import predict
+from stillproof.core.compression import Quantised, calibration_of
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive, permutation
@@ -30,7 +31,7 @@ MOST = 500
 FAMILIES: tuple[Family, ...] = ("mask", "bounded")
 
 
-@job(version=1)
+@job(version=2)
 def scan_student(
     context: Context,
     teacher: Artefact,
@@ -50,7 +51,7 @@ def scan_student(
     runtime, known = context.runtime, set_of(trusted)
     images = known.subset((trusted_folds(known) == HELD_OUT).nonzero()[:, 0])
     master, suspect = classifier_of(teacher, context), classifier_of(student, context)
-    usual = [classifier_of(one, context) for one in clean]
+    usual = [_deployed_as(suspect, classifier_of(one, context)) for one in clean]
     classes = images.classes
     shown = [] if scanned is None else scanned.values["patterns"]
     found = {index: scanned.tensors[f"pattern.{index}"] for index in shown} if scanned else {}
@@ -83,6 +84,12 @@ def scan_student(
     asked = (2 + len(usual)) * len(images) * (1 + len(triggers))
     passes = 2 * epochs * len(some) // 2 * len(todo)
     return Artefact(values, tensors, Cost(forwards=asked + passes, backwards=passes))
+
+
+def _deployed_as(suspect: nn.Module, clean: nn.Module) -> nn.Module:
+    """The clean student, in INT8 where the suspect is."""
+    calibration = calibration_of(suspect)
+    return clean if calibration is None else Quantised(clean, calibration).eval()
 
 
 def _alike(model: nn.Module, teacher: nn.Module, images: ImageSet, runtime: Runtime) -> float:

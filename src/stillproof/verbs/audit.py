@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from stillproof.core.plan import Plan, Stage
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
+    from stillproof.evasion.allowance import Budget
     from stillproof.evasion.auditing import Thoroughness
-    from stillproof.evasion.ladder import Budget
 
 LOOKING: Mapping[Profile, Mapping[str, Any]] = {
     "smoke": {"images": 200},
@@ -100,7 +100,8 @@ def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
     if settings.self_test and twin is not None:
         subjects |= {"masked twin": (classifier, PLANTED_SCALE), "clean twin": (twin, 1.0)}
     for name, (audited, scale) in subjects.items():
-        outputs[f"{name}/audit"] = audit_stage(settings, data, audited, twin=shown, what=f"the {name}", scale=scale)
+        other = None if audited is twin else shown  # what fools a classifier is no transfer to itself
+        outputs[f"{name}/audit"] = audit_stage(settings, data, audited, twin=other, what=f"the {name}", scale=scale)
     return Plan(outputs, runtime)
 
 
@@ -184,7 +185,7 @@ def thoroughness(settings: AuditSettings) -> Thoroughness:
 def parse_budget(text: str | None) -> Budget:
     """`10min`, `90s`, `2h`, or a number of passes. Raises InputError."""
     from stillproof.errors import InputError
-    from stillproof.evasion.ladder import Budget
+    from stillproof.evasion.allowance import Budget
 
     if text is None:
         return Budget()

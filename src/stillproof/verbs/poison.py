@@ -321,15 +321,11 @@ def taken_for(crafted: Artefact, target: int) -> Any:
 
 def models(settings: PoisonSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
     """The teacher, and the first student of the clean and of the poisoned set."""
-    from stillproof.core.stages import CALIBRATION
-
     mode, seed = settings.modes[0], settings.students[0]
-    found = {"teacher": values["teacher"]} | {
+    return {"teacher": values["teacher"]} | {
         f"student-{name}": values[f"{which}/{mode}/{seed}/model"]
         for name, which in (("clean", CLEAN), ("poisoned", POISON))
     }
-    # what is deployed in INT8 is no file of weights
-    return {name: one for name, one in found.items() if CALIBRATION not in one.tensors}
 
 
 def sets(settings: PoisonSettings, values: Mapping[str, Artefact]) -> dict[str, WrittenSet]:

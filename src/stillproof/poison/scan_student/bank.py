@@ -17,13 +17,16 @@ from stillproof.core.images import ImageSet, as_float
 from stillproof.core.runtime import Runtime
 from stillproof.poison.triggers import Patch, Pattern, Place, Shape, Sinusoid, Stamp
 
-SHARES_OF_SIDE = (1 / 16, 3 / 32, 1 / 8, 1 / 4)
-"""Sides of the bank's patches, over the image's."""
+SIDES, SHARES_OF_SIDE = (2, 3, 4), (1 / 16, 1 / 8, 1 / 4)
+"""Sides of the bank's patches: in pixels, as attackers give them, and over the image's."""
 
 FREQUENCIES, AMPLITUDES = (2.0, 4.0, 6.0, 8.0), (10 / 255, 20 / 255, 40 / 255)
 
-LOUDNESS = (0.1, 0.3, 0.6)
+LOUDNESS = (0.1, 0.3, 0.6, 1.0)
 """How far a recovered pattern changes the pixel that it changes most."""
+
+PAINTED = (0.25, 0.5)
+"""Share of a recovered pattern's largest change, beyond which a pixel is painted black or white instead."""
 
 FAMILYWISE, GAP = 0.01, 0.1
 """McNemar's p after Bonferroni, and the difference of rates, beyond which a student reacts."""
@@ -59,13 +62,14 @@ class Reaction:
 def bank(shape: Shape, recovered: Mapping[str, Tensor]) -> dict[str, Stamp]:
     """Patches and sinusoids that change something, by name, and what a scan of the transfer set found.
 
-    recovered: its patterns, (C, H, W), signed.
+    recovered: its patterns, (C, H, W), signed. They are added, more or less loudly; and where they are strongest they
+    are painted, for a patch replaces what it covers.
     """
     side = min(shape[1:])
     found: dict[str, Stamp] = {}
-    sizes = sorted({max(1, round(share * side)) for share in SHARES_OF_SIDE})
+    sizes = sorted({*SIDES, *(max(1, round(share * side)) for share in SHARES_OF_SIDE)})
     for size, place, pattern in product(sizes, get_args(Place), get_args(Pattern)):
-        if size < side:
+        if size < side / 2:
             found[f"patch of {size}, {pattern}, {place}"] = Patch(size=size, place=place, pattern=pattern).stamps(
                 shape
             )[0]
@@ -75,6 +79,11 @@ def bank(shape: Shape, recovered: Mapping[str, Tensor]) -> dict[str, Stamp]:
     for (name, pattern_of), loudness in product(recovered.items(), LOUDNESS):
         scaled = pattern_of * (loudness / max(float(pattern_of.abs().max()), 1e-12))
         found[f"what suspicious images of {name!r} share, ± {loudness:g}"] = Stamp(torch.ones(shape), scaled)
+    for (name, pattern_of), share in product(recovered.items(), PAINTED):
+        covered = (pattern_of.abs() > share * pattern_of.abs().max()).float()
+        found[f"where suspicious images of {name!r} differ most, beyond {share:g}"] = Stamp(
+            1 - covered, covered * (pattern_of > 0)
+        )
     half = torch.full(shape, 0.5)
     return {name: stamp for name, stamp in found.items() if bool((stamp(half) - half).abs().max() > 1 / 255)}
 
