@@ -11,8 +11,8 @@ from stillproof.core.measurement import Measurement
 from stillproof.findings import Curve, Series, Table
 from stillproof.poison.scan_set.sight import Scores, p_values
 from stillproof.poison.scan_student.bank import Reaction
-from stillproof.poison.scan_student.suspicion import Sought
-from stillproof.poison.verdict import Planted, Scanned
+from stillproof.poison.scan_student.suspicion import LEAST_GAP, Sought
+from stillproof.poison.verdict import Inspected, Planted, Scanned
 
 REACTIONS = 12
 """Triggers that a table names."""
@@ -146,6 +146,34 @@ def reactions_table(reactions: Sequence[Reaction], classes: Sequence[str]) -> Ta
         columns=["trigger", "taken for", "by the student", "by its teacher", "clean students over the teacher", "p"],
         rows=rows,
         note="Of the trusted images that neither takes for that class. p: McNemar's, after Bonferroni over the bank.",
+    )
+
+
+def student_classes_table(seen: Inspected) -> Table:
+    """A verdict a class, and what speaks for it."""
+    rows: list[list[Cell]] = []
+    for target, name in enumerate(seen.classes):
+        triggers = [one for one in seen.reactions if one.target == target]
+        gap = max((one.gap - max(one.usual, 0.0) for one in triggers), default=None)
+        masks = [one for one in seen.sought if one.family == "mask" and one.target == target]
+        own = next((one for one in masks if one.model == "student"), None)
+        usual = min((one.size for one in masks if one.model != "student" and one.gap >= LEAST_GAP), default=None)
+        guilty = [one.trigger for one in seen.reacting if one.target == target]
+        guilty += [f"a {one.family} change" for one in seen.backdoored if one.target == target]
+        said = f"backdoor: {guilty[0]}" if guilty else "none found"
+        rows.append([name, said, gap, own.gap if own else None, own.size if own else None, usual])
+    return Table(
+        title="By the class that a trigger would call forth",
+        columns=[
+            "class",
+            "verdict",
+            "best of the bank, beyond clean students",
+            "mask: beyond the teacher",
+            "its pixels",
+            "smallest in a clean student",
+        ],
+        rows=rows,
+        note=f"The last: of masks that move a clean student by {LEAST_GAP:.0%} or more; empty where none does.",
     )
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
 
 from stillproof.core.images import ImageSet
 from stillproof.core.store import Artefact
 from stillproof.findings import Picture
 from stillproof.pictures import magnified, side_by_side
+from stillproof.poison.triggers import Stamp
+from stillproof.poison.verdict import Inspected
 
 SHOWN = 8
 """Flagged images in a picture."""
@@ -23,6 +26,25 @@ def beside(crafted: Artefact) -> list[Picture]:
         difference, factor = magnified(after - before)
         title = f"poison {number}: its source, what is added, difference × {factor:.2g}"
         found.append(side_by_side(title, [before, after, difference]))
+    return found
+
+
+def recovered(scanned: Artefact, seen: Inspected) -> list[Picture]:
+    """On grey: the trigger of the bank that the student reacts to most, and the changes that were sought in it, of the
+    classes that have a backdoor; else of that where most was found. scanned: of `scan_student`."""
+
+    def shown(name: str) -> np.ndarray:
+        keep, add = scanned.tensors[f"{name}.keep"], scanned.tensors[f"{name}.add"]
+        painted: np.ndarray = Stamp(keep, add)(torch.full_like(keep, 0.5)[None])[0].numpy()
+        return painted
+
+    most = seen.reactions[0]
+    gap = f"{most.gap:+.0%} over the teacher"
+    found = [side_by_side(f"{most.trigger}, taken for {seen.classes[most.target]!r} ({gap})", [shown("strongest")])]
+    own = [one for one in seen.sought if one.model == "student"]
+    for one in seen.backdoored or sorted(own, key=lambda one: one.gap)[-1:]:
+        title = f"the {one.family} that makes the student say {seen.classes[one.target]!r} ({one.gap:+.0%})"
+        found.append(side_by_side(title, [shown(f"{one.family}.{one.target}")]))
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import nn
 
 from stillproof.core.classifiers import predict
@@ -58,12 +57,13 @@ def scan_student(
     recovered = {f"{classes[index]} ({index})": pattern for index, pattern in found.items()}
     triggers = bank(images.shape, recovered)
     reactions = react(suspect, master, usual, images, triggers, runtime=runtime)
+    strongest = triggers[reactions[0].trigger]
     order = permutation(len(images), derive(0, "inverted"))[:MOST]
     some = as_float(images.images[order])
     said = predict(master, images, runtime).argmax(1)[order]
     models = {"student": suspect} | {f"clean {number}": model for number, model in enumerate(usual)}
     sought: list[Sought] = []
-    tensors: dict[str, torch.Tensor] = {}
+    tensors = {"strongest.keep": strongest.keep, "strongest.add": strongest.add}
     todo = [(family, target, name) for family in FAMILIES for target in range(len(classes)) for name in models]
     for number, (family, target, name) in enumerate(todo):
         if context.advance is not None:

@@ -197,11 +197,13 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
     further = scores_of(values["further"]) if "further" in values else {}
     scores, found, said = scores_of(scanned), scanned_of(values, rate), finding(settings, values, rate)
     rows = values["suspects"].tensors["rows"].numpy()
-    findings, tables = [said], []
+    findings, tables, shown = [said], [], []
     if settings.student is not None:
         seen = inspected(values["student/scan"])
         findings.append(verdict.of_the_student(settings.student, seen))
+        shown = pictures.recovered(values["student/scan"], seen)
         tables = [
+            account.student_classes_table(seen),
             account.reactions_table(seen.reactions, suspects.classes),
             account.inversions_table(seen.sought, suspects.classes),
         ]
@@ -224,7 +226,7 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
             *tables,
         ],
         curves=[account.histogram(scores[COMBINED])],
-        images=pictures.found_by(scanned, suspects),
+        images=[*pictures.found_by(scanned, suspects), *shown],
         settings=settings_as_json(settings),
     )
 

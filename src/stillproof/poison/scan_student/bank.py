@@ -20,6 +20,9 @@ from stillproof.poison.triggers import Patch, Pattern, Place, Shape, Sinusoid, S
 SIDES, SHARES_OF_SIDE = (2, 3, 4), (1 / 16, 1 / 8, 1 / 4)
 """Sides of the bank's patches: in pixels, as attackers give them, and over the image's."""
 
+COVERED = 0.1
+"""Share of an image that a patch of the bank covers at most: what hides more changes what an honest student says too."""
+
 FREQUENCIES, AMPLITUDES = (2.0, 4.0, 6.0, 8.0), (10 / 255, 20 / 255, 40 / 255)
 
 LOUDNESS = (0.1, 0.3, 0.6, 1.0)
@@ -69,7 +72,7 @@ def bank(shape: Shape, recovered: Mapping[str, Tensor]) -> dict[str, Stamp]:
     found: dict[str, Stamp] = {}
     sizes = sorted({*SIDES, *(max(1, round(share * side)) for share in SHARES_OF_SIDE)})
     for size, place, pattern in product(sizes, get_args(Place), get_args(Pattern)):
-        if size < side / 2:
+        if size**2 <= COVERED * side**2:
             found[f"patch of {size}, {pattern}, {place}"] = Patch(size=size, place=place, pattern=pattern).stamps(
                 shape
             )[0]

@@ -16,6 +16,9 @@ ODD = 2.0
 SMALLER = 0.5
 """Share of the smallest mask that does the same to a clean student."""
 
+FAR_BEYOND = 0.25
+"""By how much a mask must do more than any does to a clean student, where none does so much to a clean one at all."""
+
 BEYOND = 0.1
 """By how much a bounded change must do more than any does to a clean student."""
 
@@ -44,25 +47,24 @@ def backdoored(sought: Sequence[Sought]) -> list[Sought]:
     """The changes of the student that a clean one has nothing like.
 
     A mask must be an outlier among the classes', and at most half of any that does this to a clean student for the same
-    class; with few classes the second alone, and there must be such a mask. A bounded change has no size: it must do
-    more than any does to a clean student.
+    class; with few classes the second alone. Where no mask does this to a clean student, however large, it must do far
+    more than they do. A bounded change has no size: it must do more than any does to a clean student.
     """
     found: list[Sought] = []
     clean = [one for one in sought if one.model != "student"]
     masks = [one for one in sought if one.model == "student" and one.family == "mask" and one.gap >= LEAST_GAP]
     for one, index in zip(masks, outliers([mask.size for mask in masks]), strict=True):
-        like = [
-            other.size
-            for other in clean
-            if other.family == "mask" and other.target == one.target and other.gap >= LEAST_GAP
-        ]
-        is_odd = index > ODD if len(masks) >= FEWEST_CLASSES else bool(like)
-        if is_odd and one.size <= SMALLER * min(like, default=float("inf")):
+        usual = [other for other in clean if other.family == "mask" and other.target == one.target]
+        like = [other.size for other in usual if other.gap >= LEAST_GAP]
+        is_odd = index > ODD or len(masks) < FEWEST_CLASSES
+        is_small = bool(like) and is_odd and one.size <= SMALLER * min(like)
+        is_alone = bool(usual) and not like and one.gap >= FAR_BEYOND + max(other.gap for other in usual)
+        if is_small or is_alone:
             found.append(one)
-    usual = max((other.gap for other in clean if other.family == "bounded"), default=0.0)
+    most = max((other.gap for other in clean if other.family == "bounded"), default=0.0)
     found += [
         one
         for one in sought
-        if one.model == "student" and one.family == "bounded" and one.gap >= max(LEAST_GAP, usual + BEYOND)
+        if one.model == "student" and one.family == "bounded" and one.gap >= max(LEAST_GAP, most + BEYOND)
     ]
     return found
