@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 from stillproof.evasion.indicators import Evidence
-from stillproof.evasion.verdict import decide
+from stillproof.evasion.verdict import decide, findings
 
 
-def evidence(n: int, hidden: int, *, by: str = "white box", fallen: int = 60, dead: float = 0.0) -> Evidence:
+def evidence(
+    n: int, hidden: int, *, by: str = "white box", fallen: int = 60, dead: float = 0.0, sure: float = 4.0
+) -> Evidence:
     """Of n images, all right: cross-entropy takes `fallen`, and a later attack of a kind takes `hidden` more.
 
-    dead: share of the images whose cross-entropy has no gradient.
+    dead: share of the images whose cross-entropy has no gradient; sure: the margin of every image.
     """
     deployed, other = np.zeros(n, np.int8), np.full(n, -1, np.int8)
     deployed[:fallen] = 1
@@ -29,7 +31,7 @@ def evidence(n: int, hidden: int, *, by: str = "white box", fallen: int = 60, de
     close |= {"trace.range": np.zeros(n), "stability": np.zeros(n), "nearest": np.ones(n)}
     return Evidence(
         labels=np.zeros(n, int),
-        logits=np.tile(np.array([[4.0, 0.0, 0.0]], np.float32), (n, 1)),
+        logits=np.array([[sure, 0.0, 0.0]], np.float32) + np.linspace(0, 0.1, n, dtype=np.float32)[:, None],
         ce=(np.arange(n) >= dead * n).astype(np.float32),
         margin=np.ones(n, np.float32),
         repeats=np.zeros(n, np.float32),
@@ -60,6 +62,11 @@ def evidence(n: int, hidden: int, *, by: str = "white box", fallen: int = 60, de
         ({"hidden": 0, "dead": 0.3}, "inconclusive", "audit at a larger epsilon"),
         ({"hidden": 0, "dead": 0.02}, "no", "within 0.0 points"),
         ({"hidden": 40, "dead": 0.3}, "yes", "cross-entropy has no gradient, the margin has"),
+        ({"n": 30, "fallen": 10, "hidden": 3}, "inconclusive", "10.0 points more than cross-entropy does, of only 30"),
+        ({"n": 40, "fallen": 10, "hidden": 0}, "inconclusive", "of only 40 right images"),
+        ({"hidden": 30, "sure": 1.0}, "no", "only because the logits are nearly flat"),
+        ({"hidden": 30, "sure": 1.0, "by": "gradient-free"}, "yes", "15.0 points"),
+        ({"hidden": 0, "dead": 0.1, "by": "gradient-free"}, "inconclusive", "larger epsilon"),
     ],
 )
 def test_the_rule(given: dict[str, Any], masked: str, said: str) -> None:
@@ -94,7 +101,8 @@ def test_without_a_gradient_convergence_is_no_question() -> None:
     [
         (32, 0, "no", "within"),
         (32, 16, "no", "within"),
-        (32, 32, "inconclusive", "random draws solve all"),
+        (32, 29, "inconclusive", "only 3 of the 32 problems"),
+        (32, 32, "inconclusive", "only 0 of the 32 problems"),
         (20, 0, "inconclusive", "20 of 32 problems that are hard"),
         (20, 20, "inconclusive", "0 of 12 problems that are hard"),
     ],
@@ -104,3 +112,22 @@ def test_an_attack_is_tested_by_what_luck_does_not_solve(solved: int, lucky: int
     given = replace(evidence(200, 6), solved=numbers < solved, lucky=numbers < lucky)
     verdict = decide(given)
     assert (verdict.masked, said in verdict.why) == (masked, True), verdict.why
+
+
+def test_a_classifier_that_answers_the_same_to_all_is_no_matter_of_gradients() -> None:
+    given = evidence(200, 0)
+    verdict = decide(replace(given, logits=np.tile(given.logits[:1], (200, 1))))
+    assert (verdict.masked, verdict.why) == ("inconclusive", "it answers the same whatever the image is")
+
+
+def test_an_unbounded_attack_that_fails_on_more_than_a_few_images_leaves_it_open() -> None:
+    given = evidence(200, 0)
+    missed = given.close | {"unbounded.cross-entropy": np.arange(200) >= 10}  # type: ignore[operator]
+    verdict = decide(replace(given, close=missed))
+    assert (verdict.masked, "even where all images are allowed" in verdict.why) == ("inconclusive", True)
+
+
+def test_a_standard_attack_tells_the_truth_only_where_gradients_are_known_to() -> None:
+    for n, status in ((200, "pass"), (40, "inconclusive")):
+        given = evidence(n, 0)
+        assert findings("it", decide(given), given, 0.0)[2].status == status

@@ -91,7 +91,9 @@ def test_an_endpoint_is_audited_and_every_query_is_counted(tmp_path: Path, form:
     lost = result.cost.queries - server.images
     assert lost >= 0 if restarts else lost == 0
     assert result.cost.queries <= 3000
-    assert min(np.diff(server.requests)) > 0.5 / 200
+    asked = np.array(server.requests)
+    few = min(50, len(asked) - 1)
+    assert min(asked[few:] - asked[:-few]) > few / 200 - 0.1  # a busy machine notes one late, never fifty early
     robust = result.findings[0].measurements["worst-case robust accuracy"].value
     assert robust is not None
     assert robust < 0.05  # of a classifier that nobody trained, and that queries can fool

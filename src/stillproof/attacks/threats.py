@@ -183,7 +183,7 @@ NORMS: Mapping[NormName, Norm] = {"linf": Linf(0), "l2": L2(0)}
 
 def parse_threat(text: str) -> Linf | L2:
     """`linf:8/255` or `l2:0.5`. Raises InputError."""
-    found = re.fullmatch(r"(linf|l2):([0-9.]+)(?:/([0-9.]+))?", text.strip().lower())
+    found = re.fullmatch(r"(linf|l2):([0-9.]+(?:e-?[0-9]+)?)(?:/([0-9.]+))?", text.strip().lower())
     try:
         if found:
             epsilon = float(found[2]) / float(found[3] or 1)

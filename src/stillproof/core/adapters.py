@@ -64,7 +64,7 @@ class FromProbabilities(Adapter):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> log-probabilities, (N, K)."""
-        probabilities: Tensor = self.model(images)
+        probabilities: Tensor = self.model(images).float()  # half precision has no room for what is tiny
         return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
 
 

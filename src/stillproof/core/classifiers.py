@@ -25,8 +25,9 @@ from stillproof.core.plugins import (
     user_code,
 )
 from stillproof.core.runtime import Runtime
+from stillproof.core.sources.source import Opened
 from stillproof.core.spec import Spec, file_digest, local_path
-from stillproof.core.weights import existing, load_weights, spec_of_file
+from stillproof.core.weights import existing, load_weights, spec_of_file, state_digest
 from stillproof.errors import InputError, nearest
 
 Outputs = Literal["logits", "probabilities", "log-probabilities"]
@@ -38,6 +39,8 @@ class DoorFacts:
 
     classes: int
     finite: bool
+    hides: bool
+    """Whether it answers with −inf, and with nothing else that is not finite."""
     outputs: Outputs
     deterministic: bool
     differentiable: bool
@@ -104,6 +107,13 @@ class Model:
         if self.architecture.runs_code:
             known["code"] = code_identity(self.architecture)
         return known
+
+    def state(self, opened: Opened) -> str | None:
+        """A digest of the weights that user code, or another library, brings along for these images: they are in no
+        file that `identity` could name. None of any other model. Raises InputError."""
+        if self.code is None or not self.is_trained:
+            return None
+        return state_digest(self.build(opened.train.shape, len(opened.classes)))
 
     def build(self, shape: tuple[int, int, int], classes: int) -> nn.Module:
         """The classifier, on the CPU, in eval mode. shape: (C, H, W) of its images. Raises InputError."""
@@ -230,7 +240,8 @@ def look(classifier: nn.Module, images: Tensor) -> DoorFacts:
     return DoorFacts(
         classes=first.shape[1],
         finite=bool(first.isfinite().all()),
-        outputs=kind_of_output(first),
+        hides=bool(first.isneginf().any()) and bool((first.isfinite() | first.isneginf()).all()),
+        outputs=kind_of_output(output.detach()),
         deterministic=bool(torch.allclose(first, again, rtol=1e-4, atol=1e-5, equal_nan=True)),
         differentiable=differentiable,
     )
@@ -238,10 +249,12 @@ def look(classifier: nn.Module, images: Tensor) -> DoorFacts:
 
 def kind_of_output(output: Tensor) -> Outputs:
     """Whether a classifier's answers, (n, K), are logits, probabilities, or the logarithms of such."""
+    rounding = max(1e-5, output.shape[1] ** 0.5 * torch.finfo(output.dtype).eps)
+    output = output.float()
 
     def are_probabilities(rows: Tensor) -> bool:
         sums = rows.sum(dim=1)
-        return bool((rows >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=1e-5))
+        return bool((rows >= 0).all() and torch.allclose(sums, torch.ones_like(sums), atol=rounding))
 
     if are_probabilities(output):
         return "probabilities"
@@ -256,6 +269,11 @@ def admit(model: nn.Module, images: ImageSet, what: str) -> tuple[nn.Module, Doo
     Raises InputError if its outputs are not finite or their number is not that of the classes.
     """
     facts = look(model, as_float(images.images[: min(len(images), 64)]))
+    if facts.hides:
+        raise InputError(
+            f"{what} answers with −inf, as a guarded model does for what it hides.",
+            "Give the model within, and name its response where one can be named (--defence).",
+        )
     if not facts.finite:
         raise InputError(f"{what} returns NaN or infinite values on {images.name!r}.", "Check its weights.")
     if facts.classes != len(images.classes):

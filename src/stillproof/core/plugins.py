@@ -5,6 +5,7 @@ A package adds a thief with an entry point in the group `stillproof.thief`; the 
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -203,9 +204,20 @@ def user_code(spec: Spec) -> Any:
 
 
 def code_identity(spec: Spec) -> str:
-    """A digest of the file that holds a `module:factory`, so that an edited file is a different stage."""
+    """A digest of the file that holds a `module:factory`, and of what it imports from beside it or from its own
+    package, so that an edited file is a different stage."""
     factory = user_code(spec)
     try:
-        return file_digest(Path(inspect.getfile(factory)))
+        own = Path(inspect.getfile(factory)).resolve()
     except (TypeError, OSError):
         return "no source file"
+    package = spec.name.partition(":")[0].partition(".")[0]
+    files = {own}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None)
+        if file and file.endswith(".py") and name != "__main__":
+            place = Path(file).resolve()
+            if name.partition(".")[0] == package or (place.parent == own.parent and "site-packages" not in place.parts):
+                files.add(place)
+    digests = [f"{file_digest(file)}\n" for file in sorted(files) if file.is_file()]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()

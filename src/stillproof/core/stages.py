@@ -20,6 +20,7 @@ from stillproof.core.images import ImageSet, as_float
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive, permutation
 from stillproof.core.plan import Context, Stage, job, stage
+from stillproof.core.sources.source import Source
 from stillproof.core.store import Artefact
 from stillproof.core.training import Fit, Recipe, fit
 from stillproof.core.weights import load_state, save_classifier
@@ -35,8 +36,11 @@ CALIBRATION = "calibration"
 
 
 @job(version=2)
-def bring_classifier(context: Context, data: Artefact, *, model: Model) -> Artefact:
-    """A classifier that brings its own weights, looked at before anything is built on it."""
+def bring_classifier(context: Context, data: Artefact, *, model: Model, state: str | None = None) -> Artefact:  # noqa: ARG001
+    """A classifier that brings its own weights, looked at before anything is built on it.
+
+    state: in the stage's key alone (see `Model.state`).
+    """
     validation = carve(data).validation
     made, facts = admit(model.build(validation.shape, len(validation.classes)), validation, model.text)
     accuracy = _accuracy(made, validation, context)
@@ -115,10 +119,18 @@ def classifier_stage(
     """The stage that brings a classifier along if it has weights, and trains it if not. Raises InputError."""
     model.identity()  # a missing file is an error now, not after an hour of other stages
     if model.is_trained:
-        return stage(bring_classifier, f"look at {what}", data=data, model=model)
+        return stage(bring_classifier, f"look at {what}", data=data, model=model, **brought(model, data))
     return training_stage(
         what, data=data, model=model, recipe=recipe, seed=seed, images=images, objective=objective, passes=passes
     )
+
+
+def brought(model: Model, data: Stage) -> dict[str, Any]:
+    """The setting `state` of a stage that brings a classifier along, where it has one. data: a stage that reads a
+    source. Raises InputError."""
+    source = data.settings["source"]
+    state = model.state(source.open()) if isinstance(source, Source) else None
+    return {} if state is None else {"state": state}
 
 
 @job(version=2)

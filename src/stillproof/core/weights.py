@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,6 +83,19 @@ def load_weights(model: nn.Module, path: Path) -> Tensor | None:
         raise InputError(f"{path} is calibrated on what are no images.", "Write it again with stillproof.")
     load_state(model, {name: value for name, value in state.items() if name != CALIBRATION_KEY}, str(path))
     return calibration
+
+
+def state_digest(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and buffers, with their names, in hex."""
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        if isinstance(value, Tensor):
+            found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+            plain = value.detach().cpu().contiguous().flatten()
+            found.update(plain.view(torch.uint8).numpy().tobytes() if len(plain) else b"")
+        else:  # get_extra_state() may return anything
+            found.update(f"{name} {value!r}\n".encode())
+    return found.hexdigest()
 
 
 def load_state(model: nn.Module, state: Mapping[str, Tensor], where: str) -> None:

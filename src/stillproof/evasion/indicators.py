@@ -45,7 +45,13 @@ def within(distance: Any, epsilon: float) -> Any:
     return distance <= epsilon * (1 + 1e-5) + 1e-7
 
 
-DEPLOYED = "deployed"
+DEPLOYED, WHITE_BOX = "deployed", "white box"
+
+UNBOUNDED = "an unbounded attack fails"
+
+UNSURE = 0.9
+"""Median probability of the guess, below which cross-entropy pulls at all classes rather than at the nearest rival."""
+
 OTHERWISE = ("gradient-free", "transfer", "one step", "detour")
 """Kinds of attacks that do not follow the classifier's own gradient, or take one step of it. A loss of the user's does
 follow it: where it wins, that is no sign of masking."""
@@ -108,6 +114,13 @@ class Evidence:
         """Which images stood against all of that."""
         found: Array = self.settled & ~self.fell_to(DEPLOYED)
         return found
+
+    @property
+    def is_unsure(self) -> bool:
+        """Whether its probabilities are far from 0 and 1, and every image has a gradient: nothing is lost in them."""
+        rows = self.logits[self.right]
+        sure = np.exp(measures.log_softmax(rows)).max(axis=1) if len(rows) else np.ones(1)
+        return bool(np.median(sure) < UNSURE) and not bool((self.ce[self.right] == 0).any())
 
     @property
     def hard(self) -> Array:
@@ -175,7 +188,7 @@ def _saturated(evidence: Evidence) -> Sign:
 
 
 def _no_path(evidence: Evidence) -> Sign:
-    says = "a step of the classifier has no derivative (rounding, a sign, a cast), or cuts it off"
+    says = "a step has no derivative (rounding, a sign, a cast), cuts it off, or is saturated so that it is 0"
     return _dead("no loss has a gradient", evidence.margin == 0, evidence, says)
 
 
@@ -196,6 +209,7 @@ def _sweep(evidence: Evidence) -> Sign:
     # the best of several is one chance in several to be lucky
     present = drop.value is not None and drop.value >= POINTS and p < SIGNIFICANT / len(others)
     words = best.removeprefix("sweep.")
+    is_causal = not (evidence.is_unsure and words == "standardised")  # that sharpens what is flat
     at = "each image's own temperature" if words == "standardised" else f"T = {words}"
     return Sign(
         2,
@@ -203,7 +217,7 @@ def _sweep(evidence: Evidence) -> Sign:
         drop,
         f"{100 * POINTS:.0f} points, p < {SIGNIFICANT:g}",
         present,
-        True,
+        is_causal,
         f"PGD on the logits at {at} against PGD on the logits as they are (p = {p:.2g}): the same decisions, "
         "other gradients",
         tuple(int(row) for row in evidence.close_rows[deployed & ~others[best]][:8]),
@@ -221,6 +235,8 @@ def margins_of(logits: Array, labels: Array) -> Array:
 
 def _disagreement(evidence: Evidence) -> Sign:
     stood = evidence.stood_deployed
+    if evidence.is_unsure:  # what a margin loss on the same output takes was no worse for having a gradient
+        stood = stood & ~evidence.fell_to(WHITE_BOX)
     shown = stood & evidence.fell_to(*OTHERWISE)
     share = measures.share(int(shown.sum()), int(stood.sum()))
     if evidence.is_black_box:
@@ -242,7 +258,7 @@ def _unbounded(evidence: Evidence) -> Sign:
     share = measures.share(int((~fell).sum()), len(fell))
     return Sign(
         4,
-        "an unbounded attack fails",
+        UNBOUNDED,
         share,
         "over 0%",
         share.value is not None and share.value > 0,

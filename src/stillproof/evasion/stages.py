@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from stillproof.attacks.frozen import Classifier
 from stillproof.attacks.threats import parse_threat
 from stillproof.core.carving import carve
-from stillproof.core.classifiers import kind_of_output
+from stillproof.core.classifiers import kind_of_output, predict
 from stillproof.core.images import ImageSet, as_float, stratified
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive, permutation
@@ -21,6 +21,7 @@ from stillproof.core.plugins import call_with_options, code_identity, user_code
 from stillproof.core.spec import Spec
 from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
+from stillproof.core.weights import state_digest
 from stillproof.errors import BudgetExceeded, InputError
 from stillproof.evasion.allowance import Budget
 from stillproof.evasion.auditing import Audited, Thoroughness, audit
@@ -59,6 +60,10 @@ class Adaptive:
             raise InputError(f"{spec.name} fails: {type(error).__name__}: {error}", "Mend the factory.") from error
 
 
+SATURATING = 250.0
+"""Median margin at which most images have no gradient of the cross-entropy (float32 holds none over 104)."""
+
+
 class Scaled(nn.Module):
     """A classifier whose logits are multiplied: the same decisions, and masked gradients if by enough."""
 
@@ -86,10 +91,14 @@ def audit_classifier(
     scale: float,
     seed: int,
 ) -> Artefact:
-    """All that `Evidence` holds, of the first test images. scale: factor on the logits, to plant a masked twin."""
+    """All that `Evidence` holds, of the first test images. scale: factor on the logits at least, to plant a masked
+    twin: more where that would leave gradients."""
     test = _tested(data, thoroughness)
     model = classifier_of(classifier, context)
-    model = model if scale == 1 else Scaled(model, scale).eval()
+    if scale != 1:
+        margins = predict(model, test, context.runtime).topk(2, dim=1).values
+        usual = float((margins[:, 0] - margins[:, 1]).median())
+        model = Scaled(model, max(scale, SATURATING / max(usual, torch.finfo(torch.float32).tiny))).eval()
     audited = audit(
         model,
         as_float(test.images),
@@ -122,10 +131,14 @@ class BlackBox:
         return self.spec if Spec.parse(self.spec).runs_code else None
 
     def identity(self) -> Mapping[str, object]:
-        """The place, and the code that is found there; what stands behind an endpoint is not known."""
+        """The place, and the code and weights that are found there; what stands behind an endpoint is not known."""
         spec = Spec.parse(self.spec)
-        found = {"spec": self.spec, "queries": self.queries}
-        return found | ({"code": code_identity(spec)} if spec.runs_code else {})
+        found: dict[str, object] = {"spec": self.spec, "queries": self.queries}
+        if spec.runs_code:
+            made = call_with_options(user_code(spec), spec)
+            found["code"] = code_identity(spec)
+            found["state"] = state_digest(made) if isinstance(made, nn.Module) else None
+        return found
 
     def check(self) -> None:
         """Raise InputError for what is neither."""
@@ -159,7 +172,12 @@ class Asked:
         self.queries += len(images)
         with torch.no_grad():
             found = self.answer(images.contiguous())
-        if isinstance(found, Tensor) and found.ndim == 2 and kind_of_output(found.float()) == "probabilities":
+        if (
+            isinstance(found, Tensor)
+            and found.ndim == 2
+            and found.is_floating_point()
+            and kind_of_output(found) == "probabilities"
+        ):
             self.kind = "probabilities"
             return found.float().clamp_min(torch.finfo(torch.float32).tiny).log()
         return found

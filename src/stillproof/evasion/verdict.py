@@ -18,7 +18,7 @@ import numpy as np
 
 from stillproof.core import measures
 from stillproof.core.measurement import Measurement
-from stillproof.evasion.indicators import DEPLOYED, POINTS, SIGNIFICANT, Evidence, Sign, signs
+from stillproof.evasion.indicators import DEPLOYED, POINTS, SIGNIFICANT, UNBOUNDED, WHITE_BOX, Evidence, Sign, signs
 from stillproof.findings import Finding, Status, judge
 
 STRONG_ENOUGH = 0.95
@@ -99,11 +99,14 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
     causes = [sign for sign in found if sign.is_present and sign.is_causal]
     points = f"{100 * gap.value:.1f} points"
     if gap.value >= POINTS and p < SIGNIFICANT:
+        if not causes and _is_a_poor_loss(evidence):
+            said = f"cross-entropy leaves {points} too many only because the logits are nearly flat"
+            return _unless_weak(evidence, found, f"{said}: a margin loss on the same output takes them")
         if not causes and not _is_a_close_call(evidence, gap):
             return "inconclusive", f"other attacks take {points} more than cross-entropy does, and no sign says why"
         if not causes:
             said = f"other attacks take {points} more than cross-entropy does, not surely {100 * POINTS:.0f}"
-            return _unless_weak(evidence, f"{said}, and no sign speaks of masking")
+            return _unless_weak(evidence, found, f"{said}, and no sign speaks of masking")
         explained = any(sign.number in EXPLAINING for sign in causes)
         if _has(found, "twice the iterations") and not explained and not _hides_from_twice_the_steps(evidence):
             return (
@@ -117,6 +120,12 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
             f"{causes[0].name}, and other attacks take {points} more than cross-entropy does, which may be "
             f"{100 * POINTS:.0f} or more: watch more images (--profile thorough)",
         )
+    watched = int((evidence.watched & evidence.right).sum())
+    if gap.value >= POINTS or watched < FEWEST_WATCHED:
+        return (
+            "inconclusive",
+            f"other attacks take {points} more than cross-entropy does, of only {watched} right images: audit more",
+        )
     dead = [sign for sign in causes if sign.number == 1]
     if dead and _has(found, "an unbounded attack"):
         return (
@@ -124,7 +133,7 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
             f"at this epsilon cross-entropy is within {points} of the worst case, but {dead[0].name} on "
             f"{dead[0].measured.value:.0%} of the images, and fails where all are allowed: audit at a larger epsilon",
         )
-    return _unless_weak(evidence, f"cross-entropy on the deployed output is within {points} of the worst case")
+    return _unless_weak(evidence, found, f"cross-entropy on the deployed output is within {points} of the worst case")
 
 
 ENOUGH, CLOSE = 150, 0.08
@@ -143,6 +152,13 @@ def _hides_from_twice_the_steps(evidence: Evidence) -> bool:
     return float(stood.mean() - less.mean()) >= POINTS and measures.mcnemar(stood, less) < SIGNIFICANT
 
 
+def _is_a_poor_loss(evidence: Evidence) -> bool:
+    """Whether the classifier is so unsure that cross-entropy does not follow the nearest rival, and margins do."""
+    watched = evidence.watched
+    margins = evidence.right & ~evidence.fell_to(DEPLOYED, WHITE_BOX) & watched
+    return evidence.is_unsure and float((margins & ~evidence.standing)[watched].mean()) < POINTS
+
+
 def _is_a_close_call(evidence: Evidence, gap: Measurement) -> bool:
     """Whether a difference of 5 points without a sign may be less, on images enough for signs to show."""
     sure = gap.value is None or gap.low is None or gap.low >= POINTS or gap.value >= CLOSE
@@ -153,9 +169,11 @@ def _has(found: Sequence[Sign], name: str) -> bool:
     return any(sign.is_present for sign in found if sign.name.startswith(name))
 
 
-def _unless_weak(evidence: Evidence, why: str) -> tuple[Masked, str]:
+def _unless_weak(evidence: Evidence, found: Sequence[Sign], why: str) -> tuple[Masked, str]:
     """Not masked for this reason, unless what stands may stand because the attacks are weak, or were not tried."""
     standing = evidence.standing
+    if len(evidence.logits) > 1 and not np.ptp(evidence.logits, axis=0).any():
+        return "inconclusive", "it answers the same whatever the image is"
     if evidence.ended_by_budget:
         return "inconclusive", "the budget ended the ladder before its end"
     if evidence.unasked > LITTLE * len(standing):
@@ -166,18 +184,32 @@ def _unless_weak(evidence: Evidence, why: str) -> tuple[Masked, str]:
     if standing.any():
         hard, solved_hard = int(evidence.hard.sum()), int((evidence.solved & evidence.hard).sum())
         solved = measures.share(solved_hard, hard)
+        if hard < FEWEST_HARD and len(evidence.solved):
+            said = f"only {hard} of the {len(evidence.solved)} problems that could be posed test the attack"
+            return "inconclusive", f"{said} (binarisation test)"
         if not len(evidence.solved):
             return "inconclusive", "no problem could be posed to test the attack by (binarisation test)"
-        if solved.high is None:
-            return "inconclusive", "random draws solve all that the attack was tested by (binarisation test)"
-        if solved.high < STRONG_ENOUGH:
+        if (solved.high or 0.0) < STRONG_ENOUGH:
             tally = f"{solved_hard} of {hard}"
             return "inconclusive", f"the attack solves {tally} problems that are hard (binarisation test)"
+        unbounded = next(sign for sign in found if sign.name == UNBOUNDED)
+        if (unbounded.measured.value or 0.0) > MISSED:
+            share = f"{unbounded.measured.value:.0%}"
+            return "inconclusive", f"cross-entropy fails on {share} of the images even where all images are allowed"
     never = np.isinf(evidence.close["nearest"])
     if never.any():
         return "inconclusive", f"{int(never.sum())} images never fell, whatever the distance"
     return "no", why
 
+
+FEWEST_WATCHED = 50
+"""Right images below which nothing is said: of fewer, none may be missed where one in twenty would be."""
+
+FEWEST_HARD = 4
+"""Problems that random draws do not solve, below which the binarisation test shows nothing."""
+
+MISSED = 0.03
+"""Share of the images that an unbounded attack may miss by chance."""
 
 LITTLE = 0.02
 """Share of the images that may be expected to fall to what they were not given, before nothing is said."""
@@ -266,6 +298,8 @@ def _claim(subject: str, verdict: Verdict, evidence: Evidence) -> Finding:
         status: Status = "inconclusive"
     else:
         status = judge(verdict.hidden, POINTS, good="below")
+        if status == "pass" and verdict.masked != "no":
+            status = "inconclusive"  # what no attack found cannot be missed by a standard one
     titles: dict[Status, str] = {
         "pass": "A standard attack tells about the truth",
         "fail": "The robustness that a standard attack shows is not there",

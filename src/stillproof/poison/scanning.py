@@ -102,8 +102,18 @@ def compare_sets(_context: Context, suspects: Artefact, trusted: Artefact) -> Ar
 
 
 @job(version=1)
-def bring_for(context: Context, trusted: Artefact, *, model: Model) -> Artefact:
-    """A classifier that brings its own weights, for these images. Raises InputError if it is none of theirs."""
+def bring_for(
+    context: Context,
+    trusted: Artefact,
+    compared: Artefact,  # noqa: ARG001  # sets that do not fit together are told before a model that does not
+    *,
+    model: Model,
+    state: str | None = None,  # noqa: ARG001
+) -> Artefact:
+    """A classifier that brings its own weights, for these images. Raises InputError if it is none of theirs.
+
+    compared: of the two sets; state: in the stage's key alone (see `Model.state`).
+    """
     some = set_of(trusted)
     made, facts = admit(model.build(some.shape, len(some.classes)), some, model.text)
     accuracy = float((predict(made, some, context.runtime).argmax(1) == some.known_labels()).double().mean())

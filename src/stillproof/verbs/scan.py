@@ -13,6 +13,7 @@ from stillproof.verbs import Verb
 from stillproof.verbs.settings import BY_PROFILE, Profile, VerbSettings, merged, settings_as_json
 
 if TYPE_CHECKING:
+    from stillproof.core.classifiers import Model
     from stillproof.core.plan import Plan, Stage
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
@@ -88,14 +89,14 @@ def _of_the_student(settings: ScanSettings, found: Mapping[str, Stage]) -> dict[
     from stillproof.core.plan import stage
     from stillproof.core.training import Recipe
     from stillproof.errors import InputError
-    from stillproof.poison.scanning import bring_for, train_reference
+    from stillproof.poison.scanning import train_reference
     from stillproof.poison.student_scanning import HELD_OUT, scan_student
 
     student = Model(str(settings.student))
     student.identity()
     if not student.is_trained:
         raise InputError(f"the student {settings.student!r} has no weights.", "Name the file that it was saved in.")
-    suspect = stage(bring_for, "look at the student", trusted=found["trusted"], model=student)
+    suspect = _brought("the student", student, found["trusted"], found["compared"])
     clean = [
         stage(
             train_reference,
@@ -123,6 +124,17 @@ def _of_the_student(settings: ScanSettings, found: Mapping[str, Stage]) -> dict[
     return {"student": suspect, "student/scan": scanned}
 
 
+def _brought(what: str, model: Model, trusted: Stage, compared: Stage) -> Stage:
+    """The stage that looks at a classifier with its weights. Raises InputError."""
+    from stillproof.core.plan import stage
+    from stillproof.core.stages import brought
+    from stillproof.poison.scanning import bring_for
+
+    return stage(
+        bring_for, f"look at {what}", trusted=trusted, compared=compared, model=model, **brought(model, trusted)
+    )
+
+
 def stages(settings: ScanSettings) -> dict[str, Stage]:
     """Both sets, the teacher, and the scan. Raises InputError."""
     from stillproof.core.classifiers import Model
@@ -131,7 +143,7 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     from stillproof.errors import InputError
     from stillproof.poison.further_scanning import further_named
     from stillproof.poison.pipeline import Looking
-    from stillproof.poison.scanning import bring_for, compare_sets, load_set
+    from stillproof.poison.scanning import compare_sets, load_set
 
     teacher = Model(settings.teacher)
     teacher.identity()
@@ -152,7 +164,7 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     suspects = stage(load_set, "read the transfer set", source=source, part="training", limit=settings.limit)
     trusted = stage(load_set, "read the trusted set", source=vouched, part=part, limit=None)
     compared = stage(compare_sets, "compare both sets", suspects=suspects, trusted=trusted)
-    master = stage(bring_for, "look at the teacher", trusted=trusted, model=teacher)
+    master = _brought("the teacher", teacher, trusted, compared)
     looking = Looking(settings.reference, settings.epochs, settings.false_alarms, settings.seed)
     scanned = looking.stage(master, suspects, trusted, images=facts.train, known=known)
     found = {"compared": compared, "suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}

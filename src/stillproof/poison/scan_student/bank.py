@@ -21,7 +21,7 @@ SIDES, SHARES_OF_SIDE = (2, 3, 4), (1 / 16, 1 / 8, 1 / 4)
 """Sides of the bank's patches: in pixels, as attackers give them, and over the image's."""
 
 COVERED = 0.1
-"""Share of an image that a patch of the bank covers at most: what hides more changes what an honest student says too."""
+"""Share of an image that a patch covers at most: what hides more changes what an honest student says, too."""
 
 FREQUENCIES, AMPLITUDES = (2.0, 4.0, 6.0, 8.0), (10 / 255, 20 / 255, 40 / 255)
 
