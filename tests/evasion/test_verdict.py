@@ -65,7 +65,7 @@ def evidence(
         ({"n": 30, "fallen": 10, "hidden": 3}, "inconclusive", "10.0 points more than cross-entropy does, of only 30"),
         ({"n": 40, "fallen": 10, "hidden": 0}, "inconclusive", "of only 40 right images"),
         ({"hidden": 30, "sure": 1.0}, "no", "only because the logits are nearly flat"),
-        ({"hidden": 30, "sure": 1.0, "by": "gradient-free"}, "yes", "15.0 points"),
+        ({"hidden": 30, "sure": 1.0, "by": "gradient-free"}, "inconclusive", "no sign says why"),
         ({"hidden": 0, "dead": 0.1, "by": "gradient-free"}, "inconclusive", "larger epsilon"),
     ],
 )

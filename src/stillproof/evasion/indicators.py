@@ -100,6 +100,12 @@ class Evidence:
         found: Array = (np.stack(chosen) == 1).any(axis=0) if chosen else np.zeros(len(self.labels), bool)
         return found
 
+    def stood(self, *kinds: str) -> Array:
+        """Which images were given to a step of these kinds, and fell to none."""
+        chosen = [row for row, step in zip(self.outcomes, self.trail, strict=True) if step["kind"] in kinds]
+        found: Array = (np.stack(chosen) == 0).any(axis=0) if chosen else np.zeros(len(self.labels), bool)
+        return found & ~self.fell_to(*kinds)
+
     @property
     def settled(self) -> Array:
         """Which watched images cross-entropy on the deployed output was given to the end, or fooled before: (n,)."""
@@ -236,7 +242,7 @@ def margins_of(logits: Array, labels: Array) -> Array:
 def _disagreement(evidence: Evidence) -> Sign:
     stood = evidence.stood_deployed
     if evidence.is_unsure:  # what a margin loss on the same output takes was no worse for having a gradient
-        stood = stood & ~evidence.fell_to(WHITE_BOX)
+        stood = stood & evidence.stood(WHITE_BOX)
     shown = stood & evidence.fell_to(*OTHERWISE)
     share = measures.share(int(shown.sum()), int(stood.sum()))
     if evidence.is_black_box:
