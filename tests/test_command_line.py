@@ -15,6 +15,9 @@ import torch
 import yaml
 
 from stillproof import cli
+from stillproof.runs.config import NO_SPEC
+from stillproof.runs.options import RunOptions
+from stillproof.verbs import VERBS, verb_named
 
 ROOT = Path(__file__).parent.parent
 
@@ -280,6 +283,47 @@ def test_reports_of_what_is_no_run_are_refused(capsys: pytest.CaptureFixture[str
     assert cli.run(["resume"]) == cli.USAGE
     assert "no unfinished run" in complaint(capsys)
     assert cli.run(["list"]) == cli.OK
+
+
+SPECS = [
+    (verb, name)
+    for verb in VERBS
+    for name, field in verb_named(verb).settings.model_fields.items()
+    if "str" in str(field.annotation) and "Literal" not in str(field.annotation) and name not in NO_SPEC
+]
+
+
+@pytest.mark.parametrize(("verb", "name"), SPECS)
+@pytest.mark.parametrize("form", ["{}", "[{}]", "cnn+{}"])
+def test_no_setting_of_a_file_runs_code_without_leave(
+    verb: str, name: str, form: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("touching.py").write_text("open('executed', 'w')\ndef make(): ...\n")
+    Path("c.yaml").write_text(f"{name}: {form.format('touching:make')}")
+    assert cli.run(["--config=c.yaml", verb, "--dry-run"]) == cli.USAGE
+    assert "would run code" in complaint(capsys)
+    assert not Path("executed").exists()
+
+
+def test_what_a_run_was_begun_with_beats_the_environment_when_it_is_resumed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path("runs/20260101T000000Z-steal-00000000")
+    folder.mkdir(parents=True)
+    settings = {"data": "digits", "victim": "zoo:cnn?width=3", "queries": "5/class"}
+    content = {"verb": "steal", "settings": settings, "how": {"store": "began-here", "precision": "fp32"}}
+    (folder / "settings.yaml").write_text(yaml.safe_dump(content))
+    monkeypatch.setenv("STILLPROOF_STORE", "elsewhere")
+    monkeypatch.setattr(cli, "_perform", lambda _name, _settings, options, _directory: seen.append(options) or cli.OK)
+    seen: list[RunOptions] = []
+    assert cli.run(["resume", str(folder)]) == cli.OK
+    assert cli.run(["resume", str(folder), "--store=by-flag"]) == cli.OK
+    assert [options.store for options in seen] == ["began-here", "by-flag"]
+
+
+def test_an_empty_setting_of_a_file_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
+    Path("c.yaml").write_text("defence: null\nthief:\nlimit: null\n")
+    assert cli.run(["--config=c.yaml", "steal", *TINY, "--dry-run"]) == cli.OK
 
 
 def test_a_run_that_names_code_is_not_resumed_without_leave(capsys: pytest.CaptureFixture[str]) -> None:

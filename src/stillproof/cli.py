@@ -108,9 +108,15 @@ def resume(run: Path | None = None, /, *, options: Annotated[RunOptions, Flags] 
         settings = settings_type.model_validate(saved)
     except pydantic.ValidationError as error:
         raise InputError(f"{directory.path}/settings.yaml: {_reason(error)}", "Start the run anew.") from None
-    kept = how.model_dump(exclude_none=True, exclude=options.model_fields_set)
+    flags = {name for name in options.model_fields_set if not _is_from_environment(name, getattr(options, name))}
+    kept = how.model_dump(exclude_none=True, exclude=flags)
     code = _perform(name, settings, options.model_copy(update=kept), directory)
     return OK if name == "demo" and code in (FOUND, INCOMPLETE) else code
+
+
+def _is_from_environment(name: str, value: object) -> bool:
+    """Whether an option is what a variable says: a run that is resumed keeps what it was begun with."""
+    return os.environ.get(f"STILLPROOF_{name.upper()}") == str(value)
 
 
 @app.command

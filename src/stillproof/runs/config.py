@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import yaml
 from stillproof.core.spec import Spec
 from stillproof.errors import InputError, nearest
 
-CODE_SETTINGS = ("data", "victim", "thief_model", "model", "teacher", "student", "twin", "adaptive")
-"""The settings whose SPECs may name code."""
+NO_SPEC = ("runs", "store", "device", "precision", "threat", "transfer", "codec", "budget", "queries")
+"""The settings that may hold a colon and are no SPECs. Whatever is not named here could be one that runs code."""
 
 
 def read_config(path: Path, known: Collection[str], *, allow_code: bool) -> dict[str, Any]:
@@ -35,15 +35,41 @@ def read_config(path: Path, known: Collection[str], *, allow_code: bool) -> dict
         if name.replace("-", "_") not in known:
             raise InputError(f"unknown setting {name!r} in {path}.", nearest(name, known))
     refuse_code(content, str(path), allowed=allow_code)
-    return content
+    return {name: value for name, value in content.items() if value is not None}
 
 
 def refuse_code(values: Mapping[str, Any], where: str, *, allowed: bool) -> None:
     """Raise InputError if a file's settings name code to run, unless that was allowed."""
+    if allowed:
+        return
     for name, value in values.items():
-        names_code = name.replace("-", "_") in CODE_SETTINGS and isinstance(value, str) and Spec.parse(value).runs_code
-        if names_code and not allowed:
-            raise InputError(
-                f"{name} in {where} is {value!r}, which would run code.",
-                "Name it with a flag instead, or add --allow-code if you trust the file.",
-            )
+        if name.replace("-", "_") in NO_SPEC:
+            continue
+        for text in _strings(value):
+            if _names_code(text):
+                raise InputError(
+                    f"{name} in {where} is {text!r}, which would run code.",
+                    "Name it with a flag instead, or add --allow-code if you trust the file.",
+                )
+
+
+def _strings(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, one in value.items():
+            yield from (*_strings(key), *_strings(one))
+    elif isinstance(value, list | tuple | set):
+        for one in value:
+            yield from _strings(one)
+
+
+def _names_code(text: str) -> bool:
+    """Whether a text, or a part of several joined by +, is a SPEC of code."""
+    for part in (text, *text.split("+"), *text.split(",")):
+        try:
+            if Spec.parse(part).runs_code:
+                return True
+        except InputError:  # no SPEC at all
+            continue
+    return False

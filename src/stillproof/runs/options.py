@@ -22,7 +22,9 @@ class RunOptions(BaseModel):
     store: str | None = Field(None, description="Artefacts: a folder or fsspec URL. [default: RUNS/store]")
     device: str = Field("auto", description="auto, cpu, cuda.")
     precision: str = Field("auto", description="Of training and attacks: auto, bf16, fp32.")
-    threads: int | None = Field(None, ge=1, description="CPU threads. [default: OMP_NUM_THREADS, or one a core]")
+    threads: int | None = Field(
+        None, ge=1, le=1024, description="CPU threads. [default: OMP_NUM_THREADS, or one a core]"
+    )
     checkpoint_every: float = Field(30.0, ge=0, description="Seconds between two checkpoints of a training.")
     fail_on: FailOn = Field("high", description="Exit 1 on a failed finding of at least this severity.")
     dry_run: Annotated[bool, Switch] = Field(False, description="Print the plan and what it costs; run nothing.")
