@@ -103,7 +103,7 @@ def test_a_clean_set_is_not_flagged(
 ) -> None:
     found = flagged(look(made(digits)))
     assert found.mean() < 0.03
-    assert excess(int(found.sum()), len(found), 0.01, len(digits.test)) > 1e-3
+    assert excess(int(found.sum()), len(found), 5, len(digits.test)) > 1e-3
 
 
 def test_p_values_are_uniform_for_what_is_like_the_trusted() -> None:
@@ -122,11 +122,11 @@ def test_disagreement_knows_neither_scale_nor_shift() -> None:
 
 @pytest.mark.parametrize(("flags", "sure"), [({"n": 1000, "flagged": 10}, False), ({"n": 1000, "flagged": 60}, True)])
 def test_an_excess_allows_for_the_threshold_being_random(flags: Mapping[str, int], sure: bool) -> None:
-    chance = excess(flags["flagged"], flags["n"], 0.01, 500)
+    chance = excess(flags["flagged"], flags["n"], 5, 500)
     assert (chance < 1e-3) is sure
-    assert excess(0, 1000, 0.01, 500) == pytest.approx(1)
+    assert excess(0, 1000, 5, 500) == pytest.approx(1)
     drawn = np.random.default_rng(0)
     simulated = [
         np.sum(p_values(Scores(drawn.normal(size=1000), drawn.normal(size=500))) <= 0.01) >= 25 for _ in range(400)
     ]
-    assert excess(25, 1000, 0.01, 500) == pytest.approx(np.mean(simulated), abs=0.03)
+    assert excess(25, 1000, 5, 500) == pytest.approx(np.mean(simulated), abs=0.03)

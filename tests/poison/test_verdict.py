@@ -1,5 +1,7 @@
 """What the third workshop says, and when it says that it could not have seen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -42,16 +44,49 @@ def test_a_defence_passes_only_where_it_kept_something_out_and_kept_the_student(
 
 def scanned(flagged: int, trusted: int, *, in_class: bool = False, alike: float = 0.9, n: int = 2000) -> Scanned:
     p = np.full(n, 0.5)
-    p[: flagged * (4 if in_class else 1) : 4 if in_class else 1] = 1e-3
+    p[: flagged * (4 if in_class else 1) : 4 if in_class else 1] = np.linspace(0.0002, 0.01, flagged)
     return Scanned(
         p,
         np.arange(n) % 4,
+        np.ones(n, bool),
         np.linspace(1 / trusted, 1, trusted),
         np.arange(trusted) % 4,
         ("a", "b", "c", "d"),
         0.01,
         alike,
     )
+
+
+def test_a_few_images_beyond_all_trusted_ones_tell_where_their_number_at_one_percent_does_not() -> None:
+    usual, rare = scanned(26, 2000), scanned(26, 2000)
+    rare.p[:26] = 1 / 2001
+    assert of_the_set("a set", usual).status != "fail"
+    assert of_the_set("a set", rare).status == "fail"
+
+
+def test_copies_of_one_picture_count_once() -> None:
+    seen = scanned(200, 5000)
+    assert of_the_set("a set", seen).status == "fail"
+    original = np.ones(2000, bool)
+    original[1:200] = False
+    assert of_the_set("a set", replace(seen, original=original)).status == "pass"
+
+
+def test_nothing_is_said_of_classes_that_no_trusted_image_is_taken_for() -> None:
+    seen = replace(scanned(200, 5000), usual=np.zeros(5000, int))
+    assert of_the_set("a set", seen).status == "inconclusive"
+    assert "No trusted image is taken for 'b', 'c', 'd'" in " ".join(of_the_set("a set", seen).evidence)
+
+
+def test_what_is_trusted_itself_is_not_shown_to_be_clean() -> None:
+    seen = replace(scanned(20, 5000), shared=400)
+    assert of_the_set("a set", seen).status == "inconclusive"
+
+
+def test_what_is_flagged_of_all_classes_alike_is_said_to_look_like_another_source() -> None:
+    spread, gathered = (of_the_set("a set", scanned(200, 5000, in_class=where)).evidence for where in (False, True))
+    assert "another source" in " ".join(spread)
+    assert "another source" not in " ".join(gathered)
 
 
 @pytest.mark.parametrize(

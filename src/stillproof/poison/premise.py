@@ -8,7 +8,7 @@ from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, job
 from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
-from stillproof.poison.scan_student.bank import FAMILYWISE, Reaction, bank, react
+from stillproof.poison.scan_student.bank import AMPLITUDES, FAMILYWISE, Reaction, bank, react
 from stillproof.poison.scanning import set_of, trusted_folds
 
 FAR = 0.3
@@ -38,7 +38,7 @@ def check_premise(context: Context, teacher: Artefact, trusted: Artefact, refere
     # those that the first reference was not trained on; what the others were trained on they react to less, if anything
     images = known.subset((trusted_folds(known) == 0).nonzero()[:MOST, 0])
     first, *others = (classifier_of(one, context) for one in references)
-    triggers = bank(images.shape, {})
+    triggers = bank(images.shape, {}, AMPLITUDES[:-1])  # the loudest stripes tell architectures apart
     reactions = react(classifier_of(teacher, context), first, others, images, triggers, runtime=context.runtime)
     values = {
         "reactions": [{field: getattr(one, field) for field in Reaction.__slots__} for one in reactions],

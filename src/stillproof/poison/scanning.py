@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from typing import Literal
 
@@ -143,7 +144,7 @@ def trusted_folds(images: ImageSet) -> Tensor:
     return folds(len(images), REFERENCES, derive(0, "trusted folds"))
 
 
-@job(version=4)
+@job(version=5)
 def scan_set(
     context: Context,
     teacher: Artefact,
@@ -153,8 +154,13 @@ def scan_set(
     *,
     false_alarms: float,
 ) -> Artefact:
-    """Scores of every scanner, and which images are flagged at this rate of false alarms."""
-    images, known = set_of(suspects), set_of(trusted)
+    """Scores of every scanner, and which images are flagged at this rate of false alarms.
+
+    Of images that are the same, byte by byte, one is looked at: copies in both halves would be their own evidence.
+    """
+    given, known = set_of(suspects), set_of(trusted)
+    original, place = _originals(given)
+    images = given.subset(original)
     master = classifier_of(teacher, context)
     judges = [classifier_of(one, context) for one in references]
     # whoever writes a part of the set cannot foresee which half and fold an image falls into
@@ -168,17 +174,19 @@ def scan_set(
     found = {"agreement": doubts, "shared pattern": patterns.scores}
     found[COMBINED] = combined(found)
     p = p_values(found[COMBINED])
+    everyone = {name: Scores(scores.suspects[place], scores.trusted) for name, scores in found.items()}
     tensors = {
-        f"{name}.{part}": torch.from_numpy(getattr(scores, part)) for name, scores in found.items() for part in PARTS
+        f"{name}.{part}": torch.from_numpy(getattr(scores, part)) for name, scores in everyone.items() for part in PARTS
     }
     tensors |= {f"pattern.{index}": one for index, one in patterns.shown.items()}
     tensors |= {
-        "p": torch.from_numpy(p),
-        "flagged": torch.from_numpy(p <= false_alarms),
+        "p": torch.from_numpy(p)[place],
+        "flagged": torch.from_numpy(p <= false_alarms)[place],
+        "original": torch.zeros(len(given), dtype=torch.bool).index_fill_(0, original, value=True),
         "usual_p": torch.from_numpy(p_values(Scores(found[COMBINED].trusted, found[COMBINED].trusted))),
-        "guessed": seen.guessed,
+        "guessed": seen.guessed[place],
         "usual": usual.guessed,
-        "suspicious": torch.from_numpy(p_values(doubts) <= SUSPICIOUS),
+        "suspicious": torch.from_numpy(p_values(doubts) <= SUSPICIOUS)[place],
     }
     values = {
         "scanners": list(found),
@@ -186,11 +194,26 @@ def scan_set(
         "patterns": sorted(patterns.shown),
         "alike": float((usual.guessed == usual.reference.argmax(1)).double().mean()),
         "shared": shared,
+        "copies": len(given) - len(original),
     }
     return Artefact(values, tensors, Cost(forwards=2 * (len(images) + len(known))))
 
 
 PARTS = ("suspects", "trusted")
+
+
+def _originals(images: ImageSet) -> tuple[Tensor, Tensor]:
+    """The rows of the first of all images that are the same, and for each image which of those it is like."""
+    known: dict[bytes, int] = {}
+    rows: list[int] = []
+    place = torch.empty(len(images), dtype=torch.int64)
+    for row, image in enumerate(images.images):
+        digest = hashlib.blake2b(image.numpy().tobytes(), digest_size=16).digest()
+        if digest not in known:
+            known[digest] = len(rows)
+            rows.append(row)
+        place[row] = known[digest]
+    return torch.tensor(rows, dtype=torch.int64), place
 
 
 def scores_of(scanned: Artefact) -> dict[str, Scores]:
@@ -216,9 +239,15 @@ def _sight(
 
 def scanned_set(scanned: Artefact, false_alarms: float) -> Scanned:
     """What `scan_set` left, for a verdict at a rate of false alarms."""
-    arrays = {name: scanned.tensors[name].numpy() for name in ("p", "guessed", "usual_p", "usual")}
+    arrays = {name: scanned.tensors[name].numpy() for name in ("p", "guessed", "original", "usual_p", "usual")}
     values = scanned.values
-    return Scanned(**arrays, classes=tuple(values["classes"]), false_alarms=false_alarms, alike=values["alike"])
+    return Scanned(
+        **arrays,
+        classes=tuple(values["classes"]),
+        false_alarms=false_alarms,
+        alike=values["alike"],
+        shared=values["shared"],
+    )
 
 
 def _folds_of(images: ImageSet, known: ImageSet, own: Tensor, seed: int) -> tuple[Tensor, int]:

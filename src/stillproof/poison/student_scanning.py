@@ -18,11 +18,14 @@ from stillproof.core.store import Artefact
 from stillproof.poison.scan_student.bank import Reaction, bank, react
 from stillproof.poison.scan_student.inversion import FEWEST, Family, Inversion, Inverted, invert
 from stillproof.poison.scan_student.suspicion import Sought
-from stillproof.poison.scanning import set_of, trusted_folds
-from stillproof.poison.verdict import Inspected
+from stillproof.poison.scanning import scanned_set, set_of, trusted_folds
+from stillproof.poison.verdict import SURE, Inspected
 
 HELD_OUT = 0
 """The fold of the trusted images that neither the student nor the clean ones were trained on."""
+
+FLAGGED = 0.01
+"""Rate of false alarms at which a class of the transfer set must stand out for its pattern to join the bank."""
 
 MOST = 500
 """Trusted images that a change is sought on, and judged on."""
@@ -45,14 +48,15 @@ def scan_student(
     """How the student reacts to a bank of triggers, and to the change that is sought for each class.
 
     clean: students that were distilled on the trusted images but the fold HELD_OUT, on which all are looked at: they
-    say what is usual; scanned: of its transfer set, whose patterns join the bank; epochs: of the search.
+    say what is usual; scanned: of its transfer set, whose patterns join the bank where they stand out; epochs: of the
+    search.
     """
     runtime, known = context.runtime, set_of(trusted)
     images = known.subset((trusted_folds(known) == HELD_OUT).nonzero()[:, 0])
     master, suspect = classifier_of(teacher, context), classifier_of(student, context)
     usual = [_deployed_as(suspect, classifier_of(one, context)) for one in clean]
     classes = images.classes
-    shown = [] if scanned is None else scanned.values["patterns"]
+    shown = [] if scanned is None else _standing_out(scanned)
     found = {index: scanned.tensors[f"pattern.{index}"] for index in shown} if scanned else {}
     recovered = {f"{classes[index]} ({index})": pattern for index, pattern in found.items()}
     triggers = bank(images.shape, recovered)
@@ -84,6 +88,12 @@ def scan_student(
     asked = (2 + len(usual)) * len(images) * (1 + len(triggers))
     passes = 2 * epochs * len(some) // 2 * len(todo)
     return Artefact(values, tensors, Cost(forwards=asked + passes, backwards=passes))
+
+
+def _standing_out(scanned: Artefact) -> list[int]:
+    """The classes of which so much is flagged that what it shares may be a trigger: every class has some pattern."""
+    gathered = scanned_set(scanned, FLAGGED).gathered()
+    return [index for index in scanned.values["patterns"] if gathered[index] < SURE]
 
 
 def _deployed_as(suspect: nn.Module, clean: nn.Module) -> nn.Module:

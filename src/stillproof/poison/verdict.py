@@ -182,6 +182,11 @@ class Inspected:
                 f"the clean students agree with the teacher on {min(self.clean_alike):.1%} of held-out images, the "
                 f"student on {self.student_alike:.1%}: too weak to say what is usual (give more trusted images)"
             )
+        if self.student_alike < max(self.clean_alike) - AS_GOOD:
+            return (
+                f"it agrees with the teacher on {self.student_alike:.1%} of held-out images, clean students on "
+                f"{max(self.clean_alike):.1%}: a poor student reacts to anything"
+            )
         masks = [one for one in self.sought if one.family == "mask"]
         if not any(one.gap >= LEAST_GAP for one in masks):
             return "no mask was found for any class in any student: the search was too short (--inversion-epochs)"
@@ -191,7 +196,9 @@ class Inspected:
 def of_the_student(subject: str, seen: Inspected) -> Finding:
     """SP-P3: whether the student reacts to a trigger that its teacher ignores."""
     suspects, reacting = seen.backdoored, seen.reacting
-    status: Status = "fail" if suspects or reacting else "inconclusive" if seen.doubt else "pass"
+    is_poor = seen.student_alike < max(seen.clean_alike) - AS_GOOD
+    is_backdoored = bool(suspects or (reacting and not is_poor))
+    status: Status = "fail" if is_backdoored else "inconclusive" if seen.doubt else "pass"
     evidence = [
         f"{one.trigger}: taken for {seen.classes[one.target]!r} by the student {one.student} times of {one.n}, by its "
         f"teacher {one.teacher} (p = {one.p:.1g}); clean students at most {one.usual:+.1%} over the teacher."
@@ -204,7 +211,7 @@ def of_the_student(subject: str, seen: Inspected) -> Finding:
     ]
     if status != "fail":
         evidence.append(
-            f"Nothing was found, but {seen.doubt}."
+            f"{'That shows nothing' if reacting else 'Nothing was found, but'}: {seen.doubt}."
             if seen.doubt
             else "Neither the bank nor the inversion found what clean students do not show as well."
         )
@@ -237,36 +244,47 @@ def of_the_student(subject: str, seen: Inspected) -> Finding:
 SURE = 1e-3
 """Chance of as many flagged images in a clean set, below which a set is not clean."""
 
+UNUSUAL = 0.02
+"""Chance above which nothing stands out."""
+
+MANY = 0.05
+"""Share of a set's images that is not to be overlooked."""
+
+SPREAD = 0.4
+"""How much of the most flagged class's share another's has where what is flagged is aimed at no class."""
+
 SEEN = 0.03
 """Share of poison, all of it flagged, that a scan must be able to tell from chance, or it says nothing of a set."""
 
 
-def excess(flagged: int, n: int, false_alarms: float, trusted: int) -> float:
-    """The chance that as many images of a clean set are flagged (exact: a beta-binomial).
+def excess(found: int, n: int, rank: int, trusted: int) -> float:
+    """The chance that as many images of a clean set lie beyond the rank-th rarest trusted one (exact: a beta-binomial).
 
     The threshold rests on so many trusted images: the share of clean images beyond it is itself random.
     """
     from scipy.stats import betabinom
 
-    beyond = max(1, math.floor(false_alarms * (trusted + 1) + 1e-9))
-    return float(betabinom.sf(flagged - 1, n, beyond, trusted + 1 - beyond))
+    return float(betabinom.sf(found - 1, n, rank, trusted + 1 - rank))
 
 
 @dataclass(frozen=True, slots=True)
 class Scanned:
     """What a scan of a transfer set showed.
 
-    p: of each image, (N,); guessed: the teacher's classes, int64, (N,); usual_p, usual: the same of trusted images;
-    alike: share of trusted images on which references that had not seen them say what the teacher says.
+    p: of each image, (N,); guessed: the teacher's classes, int64, (N,); original: bool, (N,), whether it is no copy of
+    one before it; usual_p, usual: p and guessed of trusted images; alike: share of trusted images on which references
+    that had not seen them say what the teacher says; shared: images that are trusted ones as well.
     """
 
     p: np.ndarray
     guessed: np.ndarray
+    original: np.ndarray
     usual_p: np.ndarray
     usual: np.ndarray
     classes: tuple[str, ...]
     false_alarms: float
     alike: float
+    shared: int = 0
 
     @property
     def flagged(self) -> np.ndarray:
@@ -281,16 +299,22 @@ class Scanned:
 
     @property
     def chance(self) -> float:
-        """Of as many in a clean set."""
-        return excess(int(self.flagged.sum()), len(self.p), self.false_alarms, len(self.usual))
+        """Of so many beyond the rarest trusted images in a clean set: at the rate of false alarms, and at halves of it,
+        after Bonferroni. Copies count once."""
+        trusted, once = len(self.usual), self.p[self.original]
+        most = max(1, math.floor(self.false_alarms * (trusted + 1) + 1e-9))
+        ranks = [most >> halving for halving in range(most.bit_length())]
+        found = [excess(int((once <= rank / (trusted + 1) + 1e-12).sum()), len(once), rank, trusted) for rank in ranks]
+        return min(1.0, len(ranks) * min(found))
 
     @property
     def least_seen(self) -> float:
         """The share of poison, all of it flagged, that would just be told from chance."""
         n, low, high = len(self.p), 0, len(self.p)
+        most = max(1, math.floor(self.false_alarms * (len(self.usual) + 1) + 1e-9))
         while low < high:
             middle = (low + high) // 2
-            if excess(middle, n, self.false_alarms, len(self.usual)) < SURE:
+            if excess(middle, n, most, len(self.usual)) * most.bit_length() < SURE:
                 high = middle
             else:
                 low = middle + 1
@@ -318,15 +342,27 @@ class Scanned:
 
         alarms, found = self.usual_p <= self.false_alarms, []
         for index in range(len(self.classes)):
-            here, known = self.flagged[self.guessed == index], alarms[self.usual == index]
+            here, known = self.flagged[self.original & (self.guessed == index)], alarms[self.usual == index]
             table = [[here.sum(), len(here) - here.sum()], [known.sum(), len(known) - known.sum()]]
             found.append(min(1.0, len(self.classes) * float(fisher_exact(table, alternative="greater")[1])))
         return found
 
     @property
+    def unknown(self) -> list[str]:
+        """The classes that many images are taken for, and no trusted one."""
+        counts = np.bincount(self.guessed, minlength=len(self.classes)) / len(self.guessed)
+        usual = np.bincount(self.usual, minlength=len(self.classes))
+        return [self.classes[index] for index in np.flatnonzero((counts > MANY) & (usual == 0))]
+
+    @property
     def doubt(self) -> str:
         """Why nothing found shows nothing; empty where it shows something."""
         chance = 1 / len(self.classes)
+        if self.shared > MANY * len(self.p):
+            return (
+                f"{self.shared} of the {len(self.p)} images are trusted as well, and so taken for clean (give trusted "
+                "images of another source)"
+            )
         if self.alike < (1 + chance) / 2:
             return (
                 f"the references agree with the teacher on {self.alike:.1%} of trusted images alone: they learnt too "
@@ -343,19 +379,33 @@ class Scanned:
 def of_the_set(subject: str, scanned: Scanned) -> Finding:
     """SP-P2: whether the transfer set holds images that do not belong."""
     gathered = scanned.gathered()
-    is_poisoned = scanned.chance < SURE or min(gathered) < SURE
-    status: Status = "fail" if is_poisoned else "inconclusive" if scanned.doubt else "pass"
+    rarest = min(scanned.chance, *gathered)
+    status: Status = "fail" if rarest < SURE else "inconclusive" if scanned.doubt or rarest < UNUSUAL else "pass"
+    if status == "fail" and scanned.unknown:
+        status = "inconclusive"
     shares = [share.value or 0.0 for share in scanned.by_class()]
     most = int(np.argmin(gathered))
     others = max((share for index, share in enumerate(shares) if index != most), default=0.0)
     evidence = [
         f"{int(scanned.flagged.sum())} of {len(scanned.p)} images are flagged at a rate of false alarms of "
-        f"{scanned.false_alarms:.1%}; as many in a clean set: p = {scanned.chance:.1g}.",
+        f"{scanned.false_alarms:.1%}; as many, or as many that are as rare, in a clean set: p = {scanned.chance:.1g}.",
         f"{shares[most]:.1%} of what the teacher takes for {scanned.classes[most]!r} is flagged (beside its trusted "
         f"images: p = {gathered[most]:.1g}), and at most {others:.1%} of any other class.",
     ]
-    if status != "fail" and scanned.doubt:
+    if scanned.unknown:
+        missing = ", ".join(repr(name) for name in scanned.unknown[:5])
+        evidence.append(f"No trusted image is taken for {missing}, and many of these are: nobody knows what is usual.")
+    elif status != "fail" and scanned.doubt:
         evidence.append(f"Nothing stands out, but {scanned.doubt}.")
+    elif status == "inconclusive":
+        evidence.append("That is unusual, and no proof.")
+    elif status == "pass":
+        evidence.append(f"Less than {scanned.least_seen:.1%} of poison, all of it flagged, would not have shown.")
+    elif others > SPREAD * shares[most]:
+        evidence.append(
+            "What is flagged is spread over the classes: that looks like another source, codec or border more than "
+            "like a backdoor. Are the trusted images like these?"
+        )
     titles: dict[Status, str] = {
         "fail": "The transfer set holds images that do not belong",
         "pass": "Nothing stands out",
@@ -367,11 +417,13 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
         title=titles[status],
         status=status,
         severity="high",
-        measurements={"flagged": scanned.share, "precision": scanned.precision},
+        measurements={"flagged": scanned.share} | ({"precision": scanned.precision} if status == "fail" else {}),
         evidence=evidence,
-        advice="Distil on the cleaned set, and look at the flagged images: where they come from is the way in."
+        advice="Look at the flagged images: where they come from is the way in. Poison may be left in the cleaned set: "
+        "distil on it with `stillproof distill --resistant`, and scan the student."
         if status == "fail"
-        else "An attacker who knows this scan can do better: `stillproof poison --fools` shows by how much.",
+        else "An attacker who knows this scan can do better (`stillproof poison --fools` shows by how much), and so "
+        "can a trigger that is not one pattern at one place, such as a warp.",
     )
 
 

@@ -14,8 +14,10 @@ from stillproof.verbs.settings import BY_PROFILE, Profile, VerbSettings, merged,
 
 if TYPE_CHECKING:
     from stillproof.core.classifiers import Model
+    from stillproof.core.images import ImageSet
     from stillproof.core.plan import Plan, Stage
     from stillproof.core.runtime import Runtime
+    from stillproof.core.sources.source import Source
     from stillproof.core.store import Artefact
     from stillproof.poison.verdict import Scanned
     from stillproof.runs.image_sets import WrittenSet
@@ -30,7 +32,7 @@ UNVOUCHED = (
     "Name images that you vouch for: --trusted."
 )
 
-SHAKEN = "Nothing was found beside a teacher that cannot be trusted"
+SHAKEN = "Nothing was found beside a teacher that may have a backdoor itself"
 
 LEARNING: Mapping[Profile, Mapping[str, Any]] = {
     "smoke": {"epochs": 30, "inversion_epochs": 20},
@@ -124,6 +126,12 @@ def _of_the_student(settings: ScanSettings, found: Mapping[str, Stage]) -> dict[
     return {"student": suspect, "student/scan": scanned}
 
 
+def _training_images(source: Source) -> int:
+    """As `load_set` reads them: where a source has no test images of its own, all are."""
+    opened = source.open()
+    return len(opened.train.labels) + (0 if opened.has_own_test else len(opened.test.labels))
+
+
 def _brought(what: str, model: Model, trusted: Stage, compared: Stage) -> Stage:
     """The stage that looks at a classifier with its weights. Raises InputError."""
     from stillproof.core.plan import stage
@@ -143,7 +151,7 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     from stillproof.errors import InputError
     from stillproof.poison.further_scanning import further_named
     from stillproof.poison.pipeline import Looking
-    from stillproof.poison.scanning import compare_sets, load_set
+    from stillproof.poison.scanning import FEWEST_TRUSTED, compare_sets, load_set
 
     teacher = Model(settings.teacher)
     teacher.identity()
@@ -155,7 +163,9 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     source = open_source(settings.transfer_set)
     facts = source.facts()
     vouched = source if settings.trusted is None else open_source(settings.trusted)
-    part, known = ("test", facts.test) if settings.trusted is None else ("training", vouched.facts().train)
+    part, known = ("test", facts.test) if settings.trusted is None else ("training", _training_images(vouched))
+    if known < FEWEST_TRUSTED:
+        raise InputError(f"{known} trusted images are too few to say what is usual.", f"Give {FEWEST_TRUSTED} or more.")
     if settings.false_alarms * (known + 1) < 1:
         raise InputError(
             f"{known} trusted images cannot set a threshold for {settings.false_alarms:.2g} of false alarms.",
@@ -224,6 +234,9 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
     shared = scanned.values["shared"]
     if shared:
         notes.append(f"{shared} images of the transfer set are trusted as well, and taken for clean.")
+    if scanned.values["copies"]:
+        notes.append(f"{scanned.values['copies']} images are copies of others, byte by byte: each was looked at once.")
+    notes += _contradicted(values, suspects)
     return Result(
         verb="scan",
         status=worst(one.status for one in findings),
@@ -241,6 +254,18 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
         images=[*pictures.found_by(scanned, suspects), *shown],
         settings=settings_as_json(settings),
     )
+
+
+def _contradicted(values: Mapping[str, Artefact], suspects: ImageSet) -> list[str]:
+    """How many labels are not what the teacher says, beside those of the trusted set. It has no say."""
+    if suspects.labels is None:
+        return []
+    share = float((values["scan"].tensors["guessed"] != suspects.labels).double().mean())
+    usual = 1 - values["teacher"].values["accuracy"]
+    return [
+        f"{share:.1%} of the labels are not what the teacher says, {usual:.1%} of the trusted ones: the scan looks at "
+        "images, not at labels; look at these if you train on them."
+    ]
 
 
 def models(_settings: ScanSettings, _values: Mapping[str, Artefact]) -> dict[str, Artefact]:

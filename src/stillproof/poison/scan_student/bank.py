@@ -25,7 +25,7 @@ COVERED = 0.1
 
 FREQUENCIES, AMPLITUDES = (2.0, 4.0, 6.0, 8.0), (10 / 255, 20 / 255, 40 / 255)
 
-LOUDNESS = (0.1, 0.3, 0.6, 1.0)
+LOUDNESS = (0.1, 0.3, 0.6)
 """How far a recovered pattern changes the pixel that it changes most."""
 
 PAINTED = (0.25, 0.5)
@@ -62,11 +62,11 @@ class Reaction:
         return self.p < FAMILYWISE and self.gap - max(self.usual, 0.0) > GAP
 
 
-def bank(shape: Shape, recovered: Mapping[str, Tensor]) -> dict[str, Stamp]:
+def bank(shape: Shape, recovered: Mapping[str, Tensor], amplitudes: Sequence[float] = AMPLITUDES) -> dict[str, Stamp]:
     """Patches and sinusoids that change something, by name, and what a scan of the transfer set found.
 
     recovered: its patterns, (C, H, W), signed. They are added, more or less loudly; and where they are strongest they
-    are painted, for a patch replaces what it covers.
+    are painted, for a patch replaces what it covers. amplitudes: of the sinusoids.
     """
     side = min(shape[1:])
     found: dict[str, Stamp] = {}
@@ -76,14 +76,16 @@ def bank(shape: Shape, recovered: Mapping[str, Tensor]) -> dict[str, Stamp]:
             found[f"patch of {size}, {pattern}, {place}"] = Patch(size=size, place=place, pattern=pattern).stamps(
                 shape
             )[0]
-    for frequency, amplitude in product(FREQUENCIES, AMPLITUDES):
+    for frequency, amplitude in product(FREQUENCIES, amplitudes):
         name = f"sinusoid of {frequency:g}, ± {amplitude:.2f}"
         found[name] = Sinusoid(amplitude=amplitude, frequency=frequency).stamps(shape)[0]
     for (name, pattern_of), loudness in product(recovered.items(), LOUDNESS):
         scaled = pattern_of * (loudness / max(float(pattern_of.abs().max()), 1e-12))
         found[f"what suspicious images of {name!r} share, ± {loudness:g}"] = Stamp(torch.ones(shape), scaled)
     for (name, pattern_of), share in product(recovered.items(), PAINTED):
-        covered = (pattern_of.abs() > share * pattern_of.abs().max()).float()
+        strength = pattern_of.abs()
+        enough = max(share * float(strength.max()), float(strength.flatten().quantile(1 - COVERED)))
+        covered = (strength > enough).float()
         found[f"where suspicious images of {name!r} differ most, beyond {share:g}"] = Stamp(
             1 - covered, covered * (pattern_of > 0)
         )
