@@ -304,3 +304,14 @@ def test_what_could_not_be_handed_over_is_handed_over_later(tmp_path: Path, monk
     assert store.has("ab" * 16)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "elsewhere"))
     assert Store("memory://late").load("ab" * 16).values == {"a": 1}
+
+
+def test_of_what_can_run_the_least_work_is_first() -> None:
+    base = stage(number, "base", value=0)
+    stages = {
+        name: stage(total, name, passes=passes, first=base, others=[], name=name)
+        for name, passes in (("long", 1000), ("short", 10), ("look", 0))
+    }
+    last = stage(total, "last", first=stages["long"], others=[stages["look"]], name="last")
+    plan = Plan({**stages, "last": last}, FP32)
+    assert [found.label for found in plan.order] == ["base", "look", "short", "long", "last"]

@@ -366,3 +366,56 @@ def test_modelguard_s_serves_an_earlier_answer_that_is_near_and_names_the_same_c
 def test_an_option_that_makes_no_sense_is_refused(text: str) -> None:
     with pytest.raises(InputError):
         made(text)
+
+
+@pytest.mark.parametrize("text", sorted(table("response")))
+def test_no_image_gets_no_answer(text: str) -> None:
+    response = response_of(Spec.parse_joined(text))
+    helpers = [nn.Linear(5, 5)] if response.needs_helper else []
+    assert guard(nn.Linear(5, 5), response, helpers)(torch.zeros(0, 5)).shape == (0, 5)
+
+
+def test_of_two_classes_mad_moves_only_what_it_turns() -> None:
+    logits, other = (2 * torch.randn(200, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    served = guard(nn.Identity(), "mad", [_Says(other)])(logits).exp()
+    for row in range(0, 200, 20):
+        alone = guard(nn.Identity(), "mad", [_Says(other[row : row + 1])])(logits[row : row + 1])
+        assert torch.allclose(alone.exp()[0], served[row], atol=1e-6)
+    p, q = logits.softmax(1), other.softmax(1)
+    moved = (served - p).abs().sum(1) > 1e-5
+    turned = (q - p)[:, 0] * (q - served)[:, 0] < 0
+    assert 0 < int(moved.sum()) < 200
+    assert torch.equal(moved, turned)
+
+
+class _Says(nn.Module):
+    def __init__(self, answers: Tensor) -> None:
+        super().__init__()
+        self.answers = answers
+
+    def forward(self, _images: Tensor) -> Tensor:
+        return self.answers
+
+
+def test_modelguard_w_answers_equal_classes_alike_in_any_batch() -> None:
+    tied = torch.zeros(3)
+    others = 5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
+    together = guard(nn.Identity(), "modelguard-w")(torch.cat([tied[None], others]))[0]
+    assert torch.allclose(together, guard(nn.Identity(), "modelguard-w")(tied[None])[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("text", ["reverse-sigmoid?beta=1e300", "reverse-sigmoid?gamma=1e9", "power?exponent=1e30"])
+def test_an_option_that_overflows_is_refused(text: str) -> None:
+    with pytest.raises(InputError):
+        response_of(Spec.parse_joined(text))
+
+
+def test_what_is_no_module_cannot_be_guarded() -> None:
+    with pytest.raises(InputError, match="cannot be guarded"):
+        guard(lambda images: images, "top")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("l1", [float("nan"), -0.1, 2.1])
+def test_no_response_is_tuned_to_what_is_no_distance(l1: float) -> None:
+    with pytest.raises(InputError, match="no L1 distance"):
+        stillproof.calibrated(response_of(Spec.parse_joined("power")), torch.randn(10, 3), l1)

@@ -369,3 +369,15 @@ def test_profiles_fill_only_what_nobody_set() -> None:
     smoke = StealSettings(data="digits", victim="zoo:cnn", profile="smoke", epochs=7).resolved()
     assert (smoke.epochs, smoke.seeds, smoke.thief_epochs, smoke.limit) == (7, 1, 10, 5000)
     assert StealSettings(data="digits", victim="zoo:cnn").resolved().seeds == 3
+
+
+def test_all_thieves_know_the_response_that_they_are_up_against() -> None:
+    given = settings(defence=("power?exponent=0.2", "ast", "ast+round?decimals=1", "mad"), thief=("all",))
+    guesses = [name for name in cast(given).thieves if name.startswith("recovery")]
+    assert guesses == ["recovery", "recovery?guess=power%3Fexponent%3D0.2", "recovery?guess=round%3Fdecimals%3D1"]
+    assert "recovery" in cast(settings(defence=("reverse-sigmoid",), thief=("all",))).thieves
+
+
+def test_two_queries_a_class_are_enough_for_every_thief(tmp_path: Path) -> None:
+    result = run(settings(queries="2/class", seeds=1, epochs=1, thief_epochs=1, thief=("recovery",)), tmp_path)
+    assert result.findings

@@ -11,10 +11,12 @@ import hashlib
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from graphlib import TopologicalSorter
+from heapq import heappop, heappush
+from itertools import count
 from pathlib import Path
 from typing import Protocol
 
@@ -105,6 +107,24 @@ def stage(job: Job, label: str, *, passes: int = 0, **given: object) -> Stage:
     return Stage(job, label, settings, inputs, passes)
 
 
+def _cheapest_first(graph: Mapping[Stage, Collection[Stage]]) -> tuple[Stage, ...]:
+    """The stages, each after what it reads; of those that can run, the least work first.
+
+    A model that is refused when it is looked at has then cost no hour of training another.
+    """
+    sorter, order = TopologicalSorter(graph), list[Stage]()
+    sorter.prepare()
+    waiting: list[tuple[int, int, Stage]] = []
+    begun = count()
+    while sorter.is_active():
+        for found in sorter.get_ready():
+            heappush(waiting, (found.passes, next(begun), found))
+        found = heappop(waiting)[-1]
+        order.append(found)
+        sorter.done(found)
+    return tuple(order)
+
+
 class Plan:
     """A graph of stages, and the names under which a conclusion finds their artefacts."""
 
@@ -118,7 +138,7 @@ class Plan:
             if found not in graph:
                 graph[found] = found.parents()
                 waiting += graph[found]
-        self.order: tuple[Stage, ...] = tuple(TopologicalSorter(graph).static_order())
+        self.order = _cheapest_first(graph)
         self._keys: dict[Stage, str] = {}
         for found in self.order:
             self._keys[found] = self._hash(found)

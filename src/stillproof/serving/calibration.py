@@ -79,6 +79,8 @@ def nearest_to(
             f"{response.title} has no strength that could be tuned to an L1 distance.",
             "Tune one response: round, power, reverse-sigmoid, mad, adaptive-misinformation, modelguard-w or -s.",
         )
+    if not 0 <= l1 <= 2:  # NaN is outside
+        raise InputError(f"{l1:g} is no L1 distance of probabilities.", "Give 0 to 2.")
     if response.reads_images and images is None:
         raise InputError(f"{response.title} reads the images.", "Give them as images=.")
     seen = logits.new_zeros(len(logits), 0) if images is None else images

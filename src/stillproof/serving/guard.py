@@ -49,6 +49,8 @@ def guard(model: nn.Module, response: Response | str, helpers: Sequence[nn.Modul
     each part of the response that needs one, in order (MAD: a surrogate; adaptive misinformation: one that is trained
     to be wrong); they are put into eval mode, and need no gradients any more. Raises InputError.
     """
+    if not isinstance(model, nn.Module):
+        raise InputError(f"a {type(model).__name__} cannot be guarded.", "Give a torch.nn.Module.")
     chosen = response_of(Spec.parse_joined(response)) if isinstance(response, str) else response
     waiting = list(helpers)
     states: list[nn.Module | None] = []

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
@@ -94,6 +94,24 @@ class Cast:
         return found | ({REFERENCE: REFERENCE} if labelled else {})
 
 
+def _informed(defences: Iterable[Defence]) -> list[str]:
+    """Thieves who know the response that they are up against, as it was written, where answers alone undo it."""
+    from stillproof.core.spec import Spec
+    from stillproof.errors import InputError
+    from stillproof.theft.thieves.recovery import Recovery, guessed
+
+    found: list[str] = []
+    for defence in defences:
+        response = " ".join(defence.text.split("+")[1 if defence.hardening_text else 0 :])
+        try:
+            guessed(response)
+        except InputError:
+            continue
+        if response != Recovery().guess:  # that one takes part anyhow
+            found.append(str(Spec.parse("recovery").with_option("guess", response)))
+    return found
+
+
 def cast(settings: StealSettings) -> Cast:
     """Thieves and defences by their SPECs. Raises InputError for what does not exist or cannot work here."""
     from stillproof.core.plugins import build, table
@@ -106,7 +124,7 @@ def cast(settings: StealSettings) -> Cast:
     scores = Reveal.parse(settings.reveal).kind != "label"
     defences = {text: Defence.parse(text) for text in _listed(settings.defence)}
     asked = _listed(settings.thief)
-    everyone = [*table("thief"), FIXED_KD] if "all" in asked else []
+    everyone = [*table("thief"), FIXED_KD, *_informed(defences.values())] if "all" in asked else []
     names = [*everyone, *(name for name in asked if name != "all")]
     thieves: dict[str, Thief] = {}
     for name in dict.fromkeys(names):

@@ -31,6 +31,9 @@ EXHAUSTIVE = 10
 LEAD = 1e-5
 """What the argmax has more than the others of its subset, before normalisation."""
 
+ALIKE = 1e-9
+"""Difference of two values of the objective that is rounding."""
+
 SMALL = 1e-30
 
 
@@ -48,8 +51,7 @@ def turned(p: Tensor, target: Tensor, q: Tensor) -> Tensor:
 def extreme(p: Tensor, q: Tensor) -> Tensor:
     """The one-hot answer that turns the gradient most, (n, K)."""
     corners = torch.eye(p.shape[1], dtype=p.dtype, device=p.device)
-    best = turned(p, corners.expand(len(p), -1, -1), q).argmax(dim=1)
-    return corners[best]
+    return _best(p, q, corners.expand(len(p), -1, -1))[0]
 
 
 def extreme_keeping(p: Tensor, q: Tensor, winner: Tensor) -> Tensor:
@@ -80,10 +82,15 @@ def _led(subsets: Tensor, first: Tensor) -> Tensor:
 
 
 def _best(p: Tensor, q: Tensor, candidates: Tensor, taken: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The best candidate of each row and its value; `taken`, bool (n, m), are none."""
+    """The best candidate of each row and its value, of equal ones the nearest to p; `taken`, bool (n, m), are none.
+
+    Of two classes all answers turn the gradient by nothing or right round: without a rule rounding would decide.
+    """
     values = turned(p, candidates, q)
     values = values if taken is None else values.masked_fill(taken, -torch.inf)
-    value, index = values.max(dim=1)
+    value = values.amax(dim=1)
+    distance = (candidates - p[:, None]).abs().sum(dim=2)
+    index = distance.masked_fill(values < value[:, None] - ALIKE, torch.inf).argmin(dim=1)
     return candidates[torch.arange(len(p), device=p.device), index], value
 
 
@@ -123,6 +130,8 @@ class MAD(Response):
         winner = winner_of(logits)
         p, q = logits.double().softmax(dim=1), state(images).double().softmax(dim=1)
         target = extreme_keeping(p, q, winner) if self.argmax else extreme(p, q)
+        turns = turned(p, target[:, None], q) > ALIKE
+        target = torch.where(turns, target, p)  # what turns nothing is not worth a change
         distance = (target - p).abs().sum(dim=1, keepdim=True)
         a = (self.epsilon / distance.clamp_min(SMALL)).clamp(max=1)
         served = (p + a * (target - p)).clamp_min(0).log().float()

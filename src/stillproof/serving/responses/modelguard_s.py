@@ -72,4 +72,4 @@ class ModelGuardS(Response):
         winner = winner_of(logits)
         rows = with_winner(logits.detach().log_softmax(dim=1), winner)
         pairs = zip(rows, winner.squeeze(1).tolist(), strict=True)
-        return torch.stack([state.answer(row, name, self.epsilon) for row, name in pairs])
+        return torch.stack([state.answer(row, name, self.epsilon) for row, name in pairs]) if len(rows) else rows

@@ -127,8 +127,12 @@ def _minimum(rows: _Rows) -> tuple[Array, Array]:
     if (slope_low >= 0).all():  # a victim that is sure of its answer: all of the budget comes from the argmax
         return low, at_low
     at_high, cost_high, slope_high = rows.solve(high)
-    tau = np.where(cost_low <= cost_high, low, high)
-    best, cost = np.where(cost_low <= cost_high, at_low, at_high), np.minimum(cost_low, cost_high)
+    is_low = (slope_low >= 0) | (cost_low <= cost_high)  # row by row, whatever else is in the batch
+    tau, best, cost = (
+        np.where(is_low, low, high),
+        np.where(is_low, at_low, at_high),
+        np.where(is_low, cost_low, cost_high),
+    )
     open_rows = (slope_low < 0) & (slope_high > 0)
     for step in range(MOST_STEPS):
         if not open_rows.any():

@@ -24,8 +24,8 @@ class Power(Response):
     strength: ClassVar[Strength | None] = Strength("exponent", weakest=1, strongest=1e-3)
 
     def __post_init__(self) -> None:
-        if self.exponent <= 0:
-            raise InputError(f"exponent={self.exponent:g} keeps no order of the classes.", "Give more than 0.")
+        if not 0 < self.exponent <= 100:
+            raise InputError(f"exponent={self.exponent:g} keeps no order of the classes.", "Give up to 100, above 0.")
 
     @property
     def title(self) -> str:

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 from stillproof.errors import InputError
 from stillproof.serving.responses import Response, Strength
 
+MOST = 1e6
+"""Of γ and β: with more, float32 overflows."""
+
 
 def reverse_sigmoid(log_probabilities: Tensor, beta: float, gamma: float) -> Tensor:
     """p − β(σ(γ·logit p) − ½), not below 0, (n, K); not normalised.
@@ -35,9 +38,10 @@ class ReverseSigmoid(Response):
     strength: ClassVar[Strength | None] = Strength("beta", weakest=0, strongest=8)
 
     def __post_init__(self) -> None:
-        if self.gamma <= 0 or self.beta < 0:
+        if not (0 < self.gamma <= MOST and 0 <= self.beta <= MOST):
             raise InputError(
-                f"gamma={self.gamma:g}, beta={self.beta:g} is no reverse sigmoid.", "gamma above 0, beta 0 or more."
+                f"gamma={self.gamma:g}, beta={self.beta:g} is no reverse sigmoid.",
+                f"gamma above 0, beta 0 or more, both at most {MOST:g}.",
             )
 
     @property
