@@ -13,7 +13,8 @@ from stillproof.core.runtime import Runtime
 from stillproof.core.store import Artefact, Store
 from stillproof.errors import InputError
 from stillproof.findings import Finding, Result
-from stillproof.verbs.steal import FIXED_KD, StealSettings, cast, conclude, models, plan
+from stillproof.theft.cast import FIXED_KD
+from stillproof.verbs.steal import StealSettings, cast, conclude, models, plan
 
 
 class Silent:
@@ -381,3 +382,16 @@ def test_all_thieves_know_the_response_that_they_are_up_against() -> None:
 def test_two_queries_a_class_are_enough_for_every_thief(tmp_path: Path) -> None:
     result = run(settings(queries="2/class", seeds=1, epochs=1, thief_epochs=1, thief=("recovery",)), tmp_path)
     assert result.findings
+
+
+def test_further_budgets_are_a_curve_and_change_nothing_else(tmp_path: Path) -> None:
+    given = settings(defence=("power",), thief=("kd", "label-only"), seeds=1, thief_epochs=3)
+    alone = run(given, tmp_path)
+    more = run(settings(**given.model_dump() | {"budgets": ("2/class,4/class",)}), tmp_path)
+    assert (more.findings, more.tables) == (alone.findings, alone.tables)
+    assert more.curves[: len(alone.curves)] == alone.curves
+    (curve,) = more.curves[len(alone.curves) :]
+    assert {series.name for series in curve.series} == {"victim", "power", "reference", "labels alone"}
+    assert all(series.x == [20, 30, 40] for series in curve.series)
+    bars = next(curve for curve in alone.curves if curve.kind == "bars")
+    assert set(bars.levels) == {"victim", "reference", "labels alone"}

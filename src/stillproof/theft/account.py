@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -118,6 +118,11 @@ class Account:
     """What adversarial examples of each copy did to what is served, by that and the thief's SPEC; if it was asked."""
 
     @property
+    def asked(self) -> int:
+        """How many queries a thief asks."""
+        return max(student.queries for student in self.thefts[VICTIM].values())
+
+    @property
     def defences(self) -> list[str]:
         """What is served besides the victim as it is."""
         return [name for name in self.served if name != VICTIM]
@@ -126,10 +131,10 @@ class Account:
         """The theft by one thief, or by the best."""
         students = self.thefts[served]
         name = thief or protection.best({key: (student.scores, student.losses) for key, student in students.items()})
-        chosen, right = students[name], self._right(students[name].logits)
+        chosen, right = students[name], self.right(students[name].logits)
         if self.reference is not None:
-            return Theft(chosen.title, right, self._right(self.reference.logits), "independent reference")
-        floor = self._right(students[self.floor or ""].logits)
+            return Theft(chosen.title, right, self.right(self.reference.logits), "independent reference")
+        floor = self.right(students[self.floor or ""].logits)
         return Theft(chosen.title, right, floor, "label-only thief", is_baseline=name == self.floor)
 
     def summary(self) -> str:
@@ -155,7 +160,7 @@ class Account:
         return found
 
     def _about(self, name: str, promised: float, utility_budget: float) -> list[Finding]:
-        victim, defended = self._right(self.served[VICTIM]), self._right(self.served[name])
+        victim, defended = self.right(self.served[VICTIM]), self.right(self.served[name])
         utility = protection.utility_finding(name, victim, defended, utility_budget, self._about_response(name))
         alone = name in self.responses and self.responses[name].alone
         took = protection.took_finding(
@@ -198,7 +203,7 @@ class Account:
             return "Without labels there is no independent reference: the gain is over the label-only thief."
         if self.floor is None:
             return "The label-only thief did not take part, so the floor of label-keeping defences is not shown."
-        floor = measures.mean_share(self._right(self.thefts[served][self.floor].logits))
+        floor = measures.mean_share(self.right(self.thefts[served][self.floor].logits))
         return f"The label-only thief, the floor of every defence that keeps top-1, reaches {floor.value:.1%}."
 
     # tables
@@ -235,7 +240,7 @@ class Account:
             rows.append(
                 [
                     name,
-                    measures.mean_share(self._right(logits)),
+                    measures.mean_share(self.right(logits)),
                     measures.mean_share(flipped),
                     _over_seeds([measures.expected_calibration_error(x, self.labels) for x in logits]),
                     _mean([measures.nll_per_image(x, self.labels) for x in logits], "nats"),
@@ -258,7 +263,7 @@ class Account:
         return Table(
             title="Independent reference",
             columns=["chosen, seed by seed", "test accuracy"],
-            rows=[[reference.settings, measures.mean_share(self._right(reference.logits))]],
+            rows=[[reference.settings, measures.mean_share(self.right(reference.logits))]],
             note="The thief's images, labels, architecture and compute, tuned as hard, without the victim.",
         )
 
@@ -274,7 +279,7 @@ class Account:
                     student.title,
                     student.settings,
                     measures.over_seeds(student.score, within=(0, 1)),
-                    measures.mean_share(self._right(student.logits)),
+                    measures.mean_share(self.right(student.logits)),
                     self.theft(served, key).gain,
                     measures.mean_share(np.stack([s == t for s, t in told])),
                     measures.mean_share(np.stack([s == o for s, o in zip(guesses, original, strict=True)])),
@@ -327,19 +332,22 @@ class Account:
             _series(
                 name,
                 [student.title for student in self.thefts[name].values()],
-                [measures.mean_share(self._right(student.logits)) for student in self.thefts[name].values()],
+                [measures.mean_share(self.right(student.logits)) for student in self.thefts[name].values()],
             )
             for name in self.served
         ]
         lines = {VICTIM: self.served[VICTIM]} | ({"reference": self.reference.logits} if self.reference else {})
+        if self.floor is not None:
+            lines["labels alone"] = self.thefts[VICTIM][self.floor].logits
         return Curve(
             title="What each thief gets",
             kind="bars",
             x_label="thief",
             y_label="test accuracy",
             series=series,
-            levels={name: float(self._right(logits).mean()) for name, logits in lines.items()},
-            note="What stands above the reference is what the answers were worth to the thief.",
+            levels={name: float(self.right(logits).mean()) for name, logits in lines.items()},
+            note="What stands above the reference is what the answers were worth to the thief. Labels alone: what the "
+            "victim's answers give to a thief who sees no scores, the floor of every defence that keeps them.",
         )
 
     def _temperatures(self, thief: str) -> Curve:
@@ -364,8 +372,37 @@ class Account:
             note="By this score a thief picks its own T; a defence measured at one T is measured against no thief.",
         )
 
-    def _right(self, logits: Sequence[Array]) -> Array:
+    def right(self, logits: Sequence[Array]) -> Array:
         return np.stack([each.argmax(axis=1) == self.labels for each in logits])
+
+
+def over_budgets(accounts: Sequence[Account]) -> Curve:
+    """What the best thief gets, by how many queries it asks. accounts: one of each budget, of the same cast."""
+    ordered = sorted(accounts, key=lambda account: account.asked)
+    queries = [float(account.asked) for account in ordered]
+
+    def series(name: str, logits: Callable[[Account], Sequence[Array]]) -> Series:
+        found = [measures.mean_share(account.right(logits(account))) for account in ordered]
+        return _series(name, queries, found)
+
+    first = ordered[0]
+    found = [
+        _series(name, queries, [measures.mean_share(account.theft(name).right) for account in ordered])
+        for name in first.served
+    ]
+    if first.reference is not None:
+        found.append(series("reference", lambda account: account.reference.logits if account.reference else ()))
+    if first.floor is not None:
+        found.append(series("labels alone", lambda account: account.thefts[VICTIM][first.floor or ""].logits))
+    return Curve(
+        title="The best thief, by its queries",
+        kind="line",
+        x_label="queries",
+        y_label="test accuracy",
+        series=found,
+        levels={VICTIM: float(first.right(first.served[VICTIM]).mean())},
+        note="The best by held-out queries, which may be another at each budget.",
+    )
 
 
 def _series(name: str, x: list[str] | list[float], found: Sequence[Measurement]) -> Series:

@@ -33,6 +33,8 @@ class DemoSettings(DataSettings):
 
     def theft(self) -> steal.StealSettings:
         """The theft that the demo is."""
+        from stillproof.theft.cast import FIXED_KD
+
         return steal.StealSettings(
             profile="smoke",
             data=self.data,
@@ -40,7 +42,7 @@ class DemoSettings(DataSettings):
             seed=self.seed,
             victim=MODEL,
             thief_model=MODEL,
-            thief=("kd", "label-only", steal.FIXED_KD),
+            thief=("kd", "label-only", FIXED_KD),
             defence=("ast",),
             queries="5/class",
             seeds=5,

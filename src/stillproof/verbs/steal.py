@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from cyclopts import Parameter
@@ -18,21 +17,11 @@ if TYPE_CHECKING:  # torch is imported when a plan is made, not when a command l
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
     from stillproof.theft.account import Account
+    from stillproof.theft.cast import Cast
     from stillproof.theft.defences import Defence
     from stillproof.theft.lesson import Candidate
-    from stillproof.theft.thieves import Thief
 
 Listed = Parameter(negative="", consume_multiple=False)
-
-FIXED_KD = "kd?temperature=4&alpha=0.9"
-"""The thief of the papers: what `all` reports beside the thieves who tune."""
-
-
-LABEL_ONLY = "label-only"
-"""The thief at the floor of every defence that keeps top-1."""
-
-REFERENCE = "reference"
-"""The student that never saw an answer, among those whose adversarial examples are shown to what is served."""
 
 
 class StealSettings(DataSettings):
@@ -52,6 +41,9 @@ class StealSettings(DataSettings):
     thief: Annotated[tuple[str, ...], Listed] = Field(("all",), description="Thieves, by SPEC, or all.")
     thief_model: str = Field("zoo:cnn", description="Model SPEC of the thief's student.")
     queries: str = Field("50/class", description="How many images a thief asks about: 500, or 50/class.")
+    budgets: Annotated[tuple[str, ...], Listed] = Field(
+        (), description="Further numbers of queries, for a curve: 10/class,200/class. All is stolen anew for each."
+    )
     queries_from: Literal["outside", "inside"] = Field(
         "outside", description="Images the victim was not trained on (outside), or those it was (inside)."
     )
@@ -70,84 +62,29 @@ class StealSettings(DataSettings):
     )
     utility_budget: float = Field(0.02, ge=0, le=1, description="Accuracy that a defence may cost (SP-T3, SP-T4).")
 
-    @field_validator("defence", "thief", mode="before")
+    @field_validator("defence", "thief", "budgets", mode="before")
     @classmethod
     def _no_null(cls, given: object) -> object:
         return () if given is None else given
 
-
-@dataclass(frozen=True, slots=True)
-class Cast:
-    """Who takes part: the same in the plan and in the conclusion."""
-
-    seeds: tuple[int, ...]
-    defences: Mapping[str, Defence]
-    thieves: Mapping[str, Thief]
-
-    def served(self) -> tuple[str, ...]:
-        """The victim as it is, and under each defence."""
-        return ("victim", *self.defences)
-
-    def copies(self, *, labelled: bool) -> dict[str, str]:
-        """Who makes a copy, with its title: the thieves and, where there are labels, the reference."""
-        found = {text: thief.title for text, thief in self.thieves.items()}
-        return found | ({REFERENCE: REFERENCE} if labelled else {})
-
-
-def _informed(defences: Iterable[Defence]) -> list[str]:
-    """Thieves who know the response that they are up against, as it was written, where answers alone undo it."""
-    from stillproof.core.spec import Spec
-    from stillproof.errors import InputError
-    from stillproof.theft.thieves.recovery import Recovery, guessed
-
-    found: list[str] = []
-    for defence in defences:
-        response = " ".join(defence.text.split("+")[1 if defence.hardening_text else 0 :])
-        try:
-            guessed(response)
-        except InputError:
-            continue
-        if response != Recovery().guess:  # that one takes part anyhow
-            found.append(str(Spec.parse("recovery").with_option("guess", response)))
-    return found
+    def of_budget(self, queries: str) -> StealSettings:
+        """The same theft with another number of queries, and nothing beside it."""
+        return self.model_copy(update={"queries": queries, "budgets": (), "transfer": None})
 
 
 def cast(settings: StealSettings) -> Cast:
-    """Thieves and defences by their SPECs. Raises InputError for what does not exist or cannot work here."""
-    from stillproof.core.plugins import build, table
-    from stillproof.core.spec import Spec
-    from stillproof.errors import InputError
+    """Who takes part. Raises InputError for what does not exist or cannot work here."""
     from stillproof.serving.oracle import Reveal
-    from stillproof.theft.asking import ChoosesQueries
-    from stillproof.theft.defences import Defence
+    from stillproof.theft.cast import assembled
 
-    scores = Reveal.parse(settings.reveal).kind != "label"
-    defences = {text: Defence.parse(text) for text in _listed(settings.defence)}
-    asked = _listed(settings.thief)
-    everyone = [*table("thief"), FIXED_KD, *_informed(defences.values())] if "all" in asked else []
-    names = [*everyone, *(name for name in asked if name != "all")]
-    thieves: dict[str, Thief] = {}
-    for name in dict.fromkeys(names):
-        thief: Thief = build("thief", Spec.parse(name))
-        why_not = (
-            "it needs the true labels, and --no-labels says that there are none"
-            if thief.needs_labels and not settings.labels
-            else "it reads scores, and the oracle reveals labels alone"
-            if thief.reads == "scores" and not scores
-            else "it asks about other people's images, and --query-data names none"
-            if isinstance(thief, ChoosesQueries) and thief.wants_others and settings.query_data is None
-            else ""
-        )
-        if not why_not:
-            thieves[name] = thief
-        elif name in asked:
-            raise InputError(f"the thief {name!r} cannot steal here: {why_not}.", "Leave it out of --thief.")
-    if not thieves:
-        raise InputError("no thief takes part.", f"Name some with --thief: {', '.join(table('thief'))}, or all.")
-    if not settings.labels:  # without labels there is no reference: the gain is measured from this thief
-        thieves.setdefault(LABEL_ONLY, build("thief", Spec(LABEL_ONLY)))
-    seeds = tuple(range(settings.seed, settings.seed + settings.seeds))
-    return Cast(seeds, defences, thieves)
+    return assembled(
+        _listed(settings.defence),
+        _listed(settings.thief),
+        labelled=settings.labels,
+        scores=Reveal.parse(settings.reveal).kind != "label",
+        others=settings.query_data is not None,
+        seeds=tuple(range(settings.seed, settings.seed + settings.seeds)),
+    )
 
 
 def _listed(given: tuple[str, ...]) -> list[str]:
@@ -157,19 +94,31 @@ def _listed(given: tuple[str, ...]) -> list[str]:
 
 def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Looks at files and names; trains nothing. Raises InputError."""
+    from stillproof.core.plan import Plan
+
+    outputs = _stages(settings)
+    for queries in _listed(settings.budgets):
+        further = _stages(settings.of_budget(queries))
+        outputs |= {f"{queries}: {name}": found for name, found in further.items()}
+    return Plan(outputs, runtime)
+
+
+def _stages(settings: StealSettings) -> dict[str, Stage]:
+    """The stages of one budget of queries. Raises InputError."""
     from dataclasses import replace
 
     from stillproof.attacks.threats import parse_threat
     from stillproof.core.carving import data_stage
     from stillproof.core.classifiers import Model
     from stillproof.core.noise import derive
-    from stillproof.core.plan import Plan, stage
+    from stillproof.core.plan import stage
     from stillproof.core.stages import answer_part, classifier_stage, training_stage
     from stillproof.core.training import Recipe
     from stillproof.errors import InputError
     from stillproof.serving.oracle import Reveal
     from stillproof.theft import reference
     from stillproof.theft.asking import ChoosesQueries, Situation
+    from stillproof.theft.cast import REFERENCE
     from stillproof.theft.defences import Served, served_by
     from stillproof.theft.lesson import trainings
     from stillproof.theft.reuse import IMAGES as REUSED_IMAGES
@@ -315,13 +264,22 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
                 classifier=training_stage("the victim", seed=next_seed, **victims),
                 drawn=drawn,
             )
-    return Plan(outputs, runtime)
+    return outputs
 
 
 def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
     """Findings, tables and curves from the artefacts; touches no model."""
+    from stillproof.theft.account import over_budgets
+
     who = cast(settings)
     account = _account(settings, who, values)
+    curves = account.curves()
+    if settings.budgets:
+        everyone = [account]
+        for queries in _listed(settings.budgets):
+            of_these = {key.removeprefix(f"{queries}: "): value for key, value in values.items()}
+            everyone.append(_account(settings.of_budget(queries), who, of_these))
+        curves.append(over_budgets(everyone))
     findings = account.findings(promised=settings.protect, utility_budget=settings.utility_budget)
     return Result(
         verb="steal",
@@ -329,7 +287,7 @@ def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
         summary=account.summary(),
         findings=findings,
         tables=account.tables(),
-        curves=account.curves(),
+        curves=curves,
         settings=settings_as_json(settings),
     )
 
@@ -356,6 +314,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
     from stillproof.core.distillation import Distillation
     from stillproof.theft import reference
     from stillproof.theft.account import Account, Response, Reused, Student
+    from stillproof.theft.cast import FIXED_KD, LABEL_ONLY
     from stillproof.theft.hardening.outcome import divergence_of
 
     def diverged(name: str) -> list[str]:

@@ -1,0 +1,94 @@
+"""Who takes part in a theft: the defences, the thieves, and who of them can steal under these circumstances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from stillproof.core.plugins import build, table
+from stillproof.core.spec import Spec
+from stillproof.errors import InputError
+from stillproof.theft.asking import ChoosesQueries
+from stillproof.theft.defences import Defence
+from stillproof.theft.thieves import Thief
+from stillproof.theft.thieves.recovery import Recovery, guessed
+
+FIXED_KD = "kd?temperature=4&alpha=0.9"
+"""The thief of the papers: what `all` reports beside the thieves who tune."""
+
+LABEL_ONLY = "label-only"
+"""The thief at the floor of every defence that keeps top-1; without labels, the one that gains are measured from."""
+
+REFERENCE = "reference"
+"""The student that never saw an answer, among those whose adversarial examples are shown to what is served."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cast:
+    """Who takes part: the same in the plan and in the conclusion."""
+
+    seeds: tuple[int, ...]
+    defences: Mapping[str, Defence]
+    thieves: Mapping[str, Thief]
+
+    def served(self) -> tuple[str, ...]:
+        """The victim as it is, and under each defence."""
+        return ("victim", *self.defences)
+
+    def copies(self, *, labelled: bool) -> dict[str, str]:
+        """Who makes a copy, with its title: the thieves and, where there are labels, the reference."""
+        found = {text: thief.title for text, thief in self.thieves.items()}
+        return found | ({REFERENCE: REFERENCE} if labelled else {})
+
+
+def assembled(
+    defences: Sequence[str],
+    thieves: Sequence[str],
+    *,
+    labelled: bool,
+    scores: bool,
+    others: bool,
+    seeds: tuple[int, ...],
+) -> Cast:
+    """Thieves and defences by their SPECs; the thieves that are there for `all`.
+
+    labelled: whether the thief knows true labels; scores: whether more than labels is revealed; others: whether there
+    are other people's images. Raises InputError for what does not exist or cannot work here.
+    """
+    against = {text: Defence.parse(text) for text in defences}
+    everyone = [*table("thief"), FIXED_KD, *_informed(against.values())] if "all" in thieves else []
+    found: dict[str, Thief] = {}
+    for name in dict.fromkeys([*everyone, *(name for name in thieves if name != "all")]):
+        thief: Thief = build("thief", Spec.parse(name))
+        why_not = (
+            "it needs the true labels, and --no-labels says that there are none"
+            if thief.needs_labels and not labelled
+            else "it reads scores, and the oracle reveals labels alone"
+            if thief.reads == "scores" and not scores
+            else "it asks about other people's images, and --query-data names none"
+            if isinstance(thief, ChoosesQueries) and thief.wants_others and not others
+            else ""
+        )
+        if not why_not:
+            found[name] = thief
+        elif name in thieves:
+            raise InputError(f"the thief {name!r} cannot steal here: {why_not}.", "Leave it out of --thief.")
+    if not found:
+        raise InputError("no thief takes part.", f"Name some with --thief: {', '.join(table('thief'))}, or all.")
+    if not labelled:  # without labels there is no reference: the gain is measured from this thief
+        found.setdefault(LABEL_ONLY, build("thief", Spec(LABEL_ONLY)))
+    return Cast(seeds, against, found)
+
+
+def _informed(defences: Iterable[Defence]) -> list[str]:
+    """Thieves who know the response that they are up against, as it was written, where answers alone undo it."""
+    found: list[str] = []
+    for defence in defences:
+        response = " ".join(defence.text.split("+")[1 if defence.hardening_text else 0 :])
+        try:
+            guessed(response)
+        except InputError:
+            continue
+        if response != Recovery().guess:  # that one takes part anyhow
+            found.append(str(Spec.parse("recovery").with_option("guess", response)))
+    return found
