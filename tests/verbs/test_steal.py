@@ -395,3 +395,11 @@ def test_further_budgets_are_a_curve_and_change_nothing_else(tmp_path: Path) -> 
     assert all(series.x == [20, 30, 40] for series in curve.series)
     bars = next(curve for curve in alone.curves if curve.kind == "bars")
     assert set(bars.levels) == {"victim", "reference", "labels alone"}
+
+
+def test_the_table_says_what_each_thief_knows(result: Result) -> None:
+    (table,) = [table for table in result.tables if table.title == "Thieves of victim"]
+    assert {row[table.columns.index("knows")] for row in table.rows} == {"nothing of a defence"}
+    thieves = cast(settings(defence=("power",), thief=("all",))).thieves
+    assert thieves["recovery?guess=power"].knows == "which defence, or guesses it: p^0.333"
+    assert all(thief.knows for thief in thieves.values())

@@ -27,6 +27,8 @@ class Student:
     """A thief's student, or the reference, seed by seed."""
 
     title: str
+    knows: str
+    """Of a defence, and what it has beside its queries."""
     candidates: tuple[str, ...]
     """What was tried, in words."""
     temperatures: tuple[float, ...]
@@ -284,6 +286,7 @@ class Account:
                     measures.mean_share(np.stack([s == t for s, t in told])),
                     measures.mean_share(np.stack([s == o for s, o in zip(guesses, original, strict=True)])),
                     _over_seeds([measures.agreement_on_mistakes(s, t, self.labels) for s, t in told]),
+                    student.knows,
                     student.queries,
                     round(student.bits),
                 ]
@@ -297,6 +300,7 @@ class Account:
             "agreement with what is served",
             "agreement with the original",
             "agreement on its mistakes",
+            "knows",
             "queries",
             "bits",
         ]

@@ -159,6 +159,7 @@ class LearnsByKD:
     alpha: float | None = None
 
     reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = "nothing; chooses its queries among unlabelled images"
     wants_others: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

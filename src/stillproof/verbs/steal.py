@@ -324,10 +324,11 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
     def logits(name: str) -> list[Any]:
         return [values[f"{seed}/{name}"].tensors["logits"].numpy() for seed in who.seeds]
 
-    def student(name: str, title: str, candidates: Sequence[Candidate]) -> Student:
+    def student(name: str, title: str, knows: str, candidates: Sequence[Candidate]) -> Student:
         found = [values[f"{seed}/{name}"].values for seed in who.seeds]
         return Student(
             title=title,
+            knows=knows,
             candidates=tuple(str(candidate) for candidate in candidates),
             temperatures=tuple(c.temperature for c in candidates if isinstance(c, Distillation)),
             chosen=[noted["chosen"] for noted in found],
@@ -374,10 +375,13 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
         signals={name: logits(f"{name}/signal") for name in who.served()},
         retrained=logits("retrained/signal") if first + "retrained/signal" in values else None,
         thefts={
-            name: {key: student(f"{name}/{key}", thief.title, thief.candidates()) for key, thief in who.thieves.items()}
+            name: {
+                key: student(f"{name}/{key}", thief.title, thief.knows, thief.candidates())
+                for key, thief in who.thieves.items()
+            }
             for name in who.served()
         },
-        reference=student("reference", "reference", reference.candidates()) if settings.labels else None,
+        reference=student("reference", "reference", "no answers", reference.candidates()) if settings.labels else None,
         floor=LABEL_ONLY if LABEL_ONLY in who.thieves else None,
         fixed=FIXED_KD if FIXED_KD in who.thieves else None,
         tuned="kd" if "kd" in who.thieves else None,

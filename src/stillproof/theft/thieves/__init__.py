@@ -7,6 +7,11 @@ from typing import ClassVar, Literal, Protocol
 
 from stillproof.theft.lesson import Candidate
 
+NOTHING = "nothing of a defence"
+DEFENDED = "that there may be a defence"
+PEOPLES = "nothing; has other people's images"
+"""What a thief knows beyond what all know: its queries, the form of the answers, the victim's classes."""
+
 
 class Thief(Protocol):
     """A way to distil an oracle's answers. A frozen dataclass; options that are None are tuned.
@@ -16,6 +21,10 @@ class Thief(Protocol):
 
     reads: ClassVar[Literal["scores", "label"]]
     """What an answer must hold for it: scores of classes, or the class alone."""
+
+    @property
+    def knows(self) -> str:
+        """Of a defence, and what it has beside its queries; in words."""
 
     @property
     def needs_labels(self) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from stillproof.core import distillation
-from stillproof.theft.thieves import titled, tried
+from stillproof.theft.thieves import NOTHING, titled, tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class DKD:
 
     needs_labels: ClassVar[bool] = True
     reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = NOTHING
 
     def __post_init__(self) -> None:
         self.candidates()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from stillproof.core.distillation import Batch
 from stillproof.errors import InputError
-from stillproof.theft.thieves import titled, tried
+from stillproof.theft.thieves import DEFENDED, titled, tried
 
 
 def composed(answers: Tensor, labels: Tensor, temperature: float, weight: float) -> Tensor:
@@ -58,6 +58,7 @@ class HTC:
 
     needs_labels: ClassVar[bool] = True
     reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = DEFENDED
 
     def __post_init__(self) -> None:
         self.candidates()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from stillproof.core.distillation import Distillation
-from stillproof.theft.thieves import TEMPERATURES
+from stillproof.theft.thieves import NOTHING, TEMPERATURES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +21,7 @@ class KD:
 
     needs_labels: ClassVar[bool] = True
     reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = NOTHING
 
     def __post_init__(self) -> None:
         self.candidates()  # raises for what no candidate can be built from

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from stillproof.core.distillation import Distillation
-from stillproof.theft.thieves import TEMPERATURES
+from stillproof.theft.thieves import NOTHING, TEMPERATURES
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,6 +17,7 @@ class KDUnlabelled:
 
     needs_labels: ClassVar[bool] = False
     reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = NOTHING
 
     def __post_init__(self) -> None:
         self.candidates()

@@ -18,7 +18,7 @@ from stillproof.core.store import Artefact
 from stillproof.errors import InputError
 from stillproof.theft.asking import Questioning, Situation
 from stillproof.theft.lesson import BUDGET
-from stillproof.theft.thieves import TEMPERATURES, titled, tried
+from stillproof.theft.thieves import PEOPLES, TEMPERATURES, titled, tried
 
 
 def fitted(images: Tensor, shape: tuple[int, int, int]) -> Tensor:
@@ -70,6 +70,7 @@ class Knockoff:
 
     needs_labels: ClassVar[bool] = False
     reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = PEOPLES
     wants_others: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from stillproof.core.distillation import TeacherLabel
+from stillproof.theft.thieves import NOTHING
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +15,7 @@ class LabelOnly:
 
     needs_labels: ClassVar[bool] = False
     reads: ClassVar[Literal["scores", "label"]] = "label"
+    knows: ClassVar[str] = NOTHING
 
     @property
     def title(self) -> str:

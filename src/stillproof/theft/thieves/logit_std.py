@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from stillproof.core.distillation import StandardisedDistillation
 from stillproof.errors import InputError
-from stillproof.theft.thieves import titled, tried
+from stillproof.theft.thieves import NOTHING, titled, tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +22,7 @@ class LogitStd:
 
     needs_labels: ClassVar[bool] = True
     reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = NOTHING
 
     def __post_init__(self) -> None:
         if any(t is not None and t <= 0 for t in (self.temperature, self.weight)):

@@ -14,7 +14,7 @@ from stillproof.core.distillation import LEAST, Batch
 from stillproof.core.training import Fit
 from stillproof.errors import InputError
 from stillproof.theft.lesson import Lesson
-from stillproof.theft.thieves import titled, tried
+from stillproof.theft.thieves import DEFENDED, titled, tried
 
 MOST_CLASSES = 128
 """With more classes they share one matrix: one of each would have K³ entries."""
@@ -105,6 +105,7 @@ class MarkovKD:
 
     needs_labels: ClassVar[bool] = True
     reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = DEFENDED
 
     def __post_init__(self) -> None:
         self.candidates()

@@ -195,6 +195,11 @@ class Recovery(LearnsByKD):
         self._response()
         super().__post_init__()
 
+    @property
+    def knows(self) -> str:  # type: ignore[override]  # an option decides
+        """What it believes: right, or wrong."""
+        return f"which defence, or guesses it: {self._response().title}"
+
     def _response(self) -> Response:
         return guessed(self.guess)
 

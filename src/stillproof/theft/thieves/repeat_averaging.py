@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -48,6 +48,8 @@ class RepeatAveraging(LearnsByKD):
     """
 
     times: int = 4
+
+    knows: ClassVar[str] = "nothing; may ask about an image again"
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -13,7 +13,7 @@ from stillproof.core.distillation import TEACHER, Batch, completed, kd_divergenc
 from stillproof.core.training import Fit
 from stillproof.errors import InputError
 from stillproof.theft.lesson import BUDGET, Lesson
-from stillproof.theft.thieves import titled, tried
+from stillproof.theft.thieves import DEFENDED, titled, tried
 
 CLOSENESS = 0.1
 """The temperature at which likenesses are compared."""
@@ -96,6 +96,7 @@ class SCM:
 
     needs_labels: ClassVar[bool] = True
     reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = DEFENDED
 
     def __post_init__(self) -> None:
         self.candidates()

@@ -16,7 +16,7 @@ from stillproof.core.noise import derive
 from stillproof.core.training import Fit
 from stillproof.errors import InputError
 from stillproof.theft.lesson import Lesson
-from stillproof.theft.thieves import titled, tried
+from stillproof.theft.thieves import DEFENDED, titled, tried
 
 SELF_DISTILLED, SELF_LABELLED = 0.3, 0.7
 """What the auxiliary head takes from the deep one, and from the labels, beside the answers."""
@@ -116,6 +116,7 @@ class Skeptical:
 
     needs_labels: ClassVar[bool] = True
     reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = DEFENDED
 
     def __post_init__(self) -> None:
         self.candidates()

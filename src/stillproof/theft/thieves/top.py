@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stillproof.core.distillation import NO_CHANCE, Batch, kd_divergence
 from stillproof.errors import InputError
-from stillproof.theft.thieves import TEMPERATURES, titled, tried
+from stillproof.theft.thieves import NOTHING, TEMPERATURES, titled, tried
 
 NEXT_TO_NONE = math.log(torch.finfo(torch.float32).tiny) + 1
 """What the logarithm of a probability of 0 is completed to, about (theft.transfer)."""
@@ -73,6 +73,7 @@ class Top:
 
     needs_labels: ClassVar[bool] = True
     reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = NOTHING
 
     def __post_init__(self) -> None:
         self.candidates()
