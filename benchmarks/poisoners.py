@@ -56,6 +56,7 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
     "moving patch": {"trigger": "moving-patch"},
     "online labels": {"label_mode": "online"},
     "a surrogate for the teacher": {"surrogate": OTHER},
+    "without the codec": {"codec": "none"},
 }
 
 
@@ -93,6 +94,7 @@ ADAPTIVE = {
     "has a surrogate for the teacher": Attacker({"surrogate": OTHER}),
     "fools teacher and a reference": Attacker({"fools": OTHER}),
     "moves the patch": Attacker({"trigger": "moving-patch"}),
+    "passes by the codec": Attacker({"codec": "none"}),
     "stamps images of the target": Attacker({"controls": True}, of="trigger on the target's"),
     "poisons 5 % of the trusted set": Attacker(share=0.05),
 }

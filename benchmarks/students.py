@@ -1,10 +1,9 @@
 """Is a backdoored student told from a clean one? 30 of each, and how often the scan of a student errs.
 
 `python benchmarks/students.py [PART ...]`, parts: cifar10, digits; both by default. Stages stay (STILLPROOF_STORE).
-Backdoored: five triggers (of which the scan's bank holds patches and sinusoids, but not these, nor any blend), two
-targets, three seeds; only those count whose ASR is 50 % or more above that of the clean student of their seed. The scan
-sees student, teacher and trusted images, and no transfer set. Trusted: on CIFAR-10 the validation part, on digits the
-test images. Figures go to benchmarks/results/students.json.
+Backdoored: five triggers, none of which is in the scan's bank (which is looked up), two targets, three seeds; only
+those count whose ASR is 50 % or more above that of the clean student of their seed. The scan sees student, teacher and
+trusted images, and no transfer set. Trusted: on CIFAR-10 the validation part, on digits the test images. Figures go to benchmarks/results/students.json.
 """
 
 from __future__ import annotations
@@ -25,22 +24,19 @@ from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model
 from stillproof.core.noise import derive
 from stillproof.core.plan import Context, Stage, job, stage
+from stillproof.core.plugins import build
 from stillproof.core.runtime import Runtime
+from stillproof.core.spec import Spec
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.poison.resisting import vouched
+from stillproof.poison.scan_student.bank import bank
 from stillproof.poison.scanning import train_reference
 from stillproof.poison.student_scanning import HELD_OUT, inspected, scan_student
 from stillproof.poison.verdict import of_the_student
 from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings, guesses_of
 
-TRIGGERS = (
-    "patch?pattern=random&seed=3",
-    "patch?size=4&pattern=white",
-    "moving-patch",
-    "blend?opacity=0.25",
-    "sinusoid",
-)
+WIDE = ("moving-patch?pattern=random&seed=5", "blend?opacity=0.25", "sinusoid?frequency=3&amplitude=0.12")
 TARGETS = (1, 7)
 SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "3"))
 CLEAN_STUDENTS = 2
@@ -54,6 +50,7 @@ class Setting:
 
     given: dict[str, Any]
     trusted: Any
+    triggers: tuple[str, ...]
     epochs: int
     """Of the clean students that the scan distils."""
     inversion: int
@@ -73,12 +70,15 @@ def setting(name: str) -> Setting:
     """Of a part. Exits where CIFAR-10 is wanted and not there."""
     if name == "digits":
         small = {"teacher": "zoo:cnn?width=16", "student": "zoo:cnn?width=16", "threat": "linf:0.2", "rate": 0.1}
-        return Setting({"data": "digits", "epochs": 60, **small}, tested, epochs=60, inversion=20)
+        chosen = {"data": "digits", "epochs": 60, **small}
+        triggers = ("patch?pattern=random&seed=3", "patch?size=3&pattern=white", *WIDE)
+        return Setting(chosen, tested, triggers, epochs=60, inversion=20)
     place = cifar10()
     if not place:
         sys.exit("left out: this part needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
     large = {"data": place, "limit": LIMIT, "teacher": MODEL.text, "student": "zoo:cnn", "epochs": RECIPE.epochs}
-    return Setting({**large, "rate": 0.05}, vouched, epochs=60, inversion=20)
+    triggers = ("patch?pattern=random&seed=3", "patch?size=5&pattern=white", *WIDE)
+    return Setting({**large, "rate": 0.05}, vouched, triggers, epochs=60, inversion=20)
 
 
 def planned(of: Setting, trigger: str, target: int, seed: int, runtime: Runtime) -> dict[str, Stage]:
@@ -132,13 +132,25 @@ def asr(measured: Artefact, target: int) -> float:
     return float(seen.hits(target, seen.triggered).mean())
 
 
+def check_that_none_is_in_the_bank(of: Setting) -> None:
+    """Exits where the scan would look up a trigger that is planted."""
+    shape = (1, 8, 8) if of.given["data"] == "digits" else (3, 32, 32)
+    half = torch.full(shape, 0.5)
+    known = [stamp(half) for stamp in bank(shape, {}).values()]
+    for text in of.triggers:
+        for stamp in build("trigger", Spec.parse(text)).stamps(shape):
+            if any(torch.equal(stamp(half), other) for other in known):
+                sys.exit(f"{text} is in the bank of the scan")
+
+
 def part(name: str, runtime: Runtime) -> None:
     """All students of a part, and the errors of both kinds."""
     of = setting(name)
+    check_that_none_is_in_the_bank(of)
     verdicts: dict[str, list[str]] = {"backdoored": [], "not planted": [], "clean": []}
     rows: list[dict[str, Any]] = []
     for seed in range(SEEDS):
-        for trigger in TRIGGERS:
+        for trigger in of.triggers:
             for target in TARGETS:
                 stages = planned(of, trigger, target, seed, runtime)
                 wanted = {key: stages[key] for key in ("poison/cached/0", "nothing/cached/0")}
@@ -149,8 +161,8 @@ def part(name: str, runtime: Runtime) -> None:
                 verdicts["backdoored" if lift >= PLANTED else "not planted"].append(said)
                 rows.append({"trigger": trigger, "target": target, "seed": seed, "lift": round(lift, 3), "said": said})
                 print(f"  {name}: {rows[-1]}", flush=True)
-    for seed in range(SEEDS * len(TRIGGERS) * len(TARGETS)):
-        stages = planned(of, TRIGGERS[0], TARGETS[0], 100 + seed, runtime)
+    for seed in range(SEEDS * len(of.triggers) * len(TARGETS)):
+        stages = planned(of, of.triggers[0], TARGETS[0], 100 + seed, runtime)
         said = of_the_student(
             "clean", inspected(executed({"scan": looked_at(of, stages, "nothing")}, runtime)["scan"])
         ).status

@@ -45,14 +45,15 @@ def students_table(title: str, rows: Sequence[Planted]) -> Table:
     )
 
 
-def poison_table(crafted: Mapping[str, tuple[Measurement, Measurement]]) -> Table:
-    """What the teacher says of what was added: (taken for the target, mean probability of the target)."""
-    rows: list[list[Cell]] = [[name, taken, sure] for name, (taken, sure) in crafted.items()]
+def poison_table(crafted: Mapping[str, tuple[Measurement, Measurement, Measurement]]) -> Table:
+    """What the teacher says of what was added: (taken for the target, mean probability of the target, taken for it of
+    all that was tried)."""
+    rows: list[list[Cell]] = [[name, *said] for name, said in crafted.items()]
     return Table(
         title="What the teacher says of what was added",
-        columns=["added", "taken for the target", "p(target)"],
+        columns=["added", "taken for the target", "p(target)", "taken for it, of all tried"],
         rows=rows,
-        note="After it was stored as 8 bits, passed through the codec, and loaded again.",
+        note="After it was stored as 8 bits, passed through the codec, and loaded again. What deceives best is added.",
     )
 
 

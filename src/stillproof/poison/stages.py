@@ -31,7 +31,7 @@ def added_for(rate: float, clean: int) -> int:
     return max(1, round(rate / (1 - rate) * clean))
 
 
-@job(version=1)
+@job(version=2)
 def craft_poison(
     context: Context,
     data: Artefact,
@@ -46,7 +46,7 @@ def craft_poison(
 
     deceived: the classifiers that are climbed. The attacker takes its images from the pool and, where that has too few,
     from the training part, which it knows; it labels them as the target. It makes more than it needs, and adds those
-    that deceive best.
+    that deceive best. `tried`, `deceived`: how many it made, and how many of these the teacher takes for the target.
     """
     parts, runtime = carve(data), context.runtime
     wanted = added_for(rate, len(parts.training))
@@ -57,8 +57,9 @@ def craft_poison(
     poison = ImageSet(made, torch.full((tried,), crafting.target), sources.classes, "poison")
     sure = torch.stack([predict(one, poison, runtime).softmax(1)[:, crafting.target] for one in climbed]).amin(0)
     kept = sure.argsort(descending=True, stable=True)[:wanted].sort().values
-    poison = poison.subset(kept)
-    said = predict(classifier_of(teacher, context), poison, runtime)
+    answered = predict(classifier_of(teacher, context), poison, runtime)
+    values = {"tried": tried, "deceived": int((answered.argmax(1) == crafting.target).sum())}
+    poison, said = poison.subset(kept), answered[kept]
     passes = tried * (crafting.steps if crafting.is_optimised else 0) * len(deceived)
     tensors = {
         "images": poison.images,
@@ -66,7 +67,7 @@ def craft_poison(
         "said": said,
         "sources": sources.images[kept[:SHOWN]],
     }
-    return Artefact({}, tensors, Cost(forwards=passes + tried * len(deceived) + wanted, backwards=passes))
+    return Artefact(values, tensors, Cost(forwards=passes + tried * (len(deceived) + 1), backwards=passes))
 
 
 def _sources(parts: Carving, crafting: Crafting, wanted: int, seed: int) -> ImageSet:

@@ -311,12 +311,14 @@ def guesses_of(measured: Artefact) -> Guesses:
 
 
 def taken_for(crafted: Artefact, target: int) -> Any:
-    """Of what was crafted: the share that the teacher takes for the target, and its mean probability."""
+    """Of what was added: the share that the teacher takes for the target, and its mean probability; and that share of
+    all that was tried."""
     from stillproof.core import measures
 
     said = crafted.tensors["said"]
     taken = (said.argmax(dim=1) == target).numpy()
-    return measures.share(int(taken.sum()), len(taken)), measures.mean(said.softmax(1)[:, target].numpy(), "")
+    tried = measures.share(crafted.values["deceived"], crafted.values["tried"])
+    return measures.share(int(taken.sum()), len(taken)), measures.mean(said.softmax(1)[:, target].numpy(), ""), tried
 
 
 def models(settings: PoisonSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:

@@ -139,6 +139,6 @@ def stability(suspects: Tensor, trusted: Tensor, *, seed: int) -> Scores:
 
 
 def fragility(suspects: Tensor, trusted: Tensor) -> Scores:
-    """D2 as published, one-sided: how far the views move the answer, on average."""
+    """D2, one-sided: how far the views move the answer, on average. (The paper of the idea scores T_ŷ of the views.)"""
     found, usual = (some.double().mean(dim=1).numpy() for some in (suspects, trusted))
     return Scores(found, usual, least=1e-6)
