@@ -3,7 +3,8 @@
 `python benchmarks/students.py [PART ...]`, parts: cifar10, digits; both by default. Stages stay (STILLPROOF_STORE).
 Backdoored: five triggers, none of which is in the scan's bank (which is looked up), two targets, three seeds; only
 those count whose ASR is 50 % or more above that of the clean student of their seed. The scan sees student, teacher and
-trusted images, and no transfer set. Trusted: on CIFAR-10 the validation part, on digits the test images. Figures go to benchmarks/results/students.json.
+trusted images, and no transfer set. Trusted: on CIFAR-10 the validation part, on digits the test images. Figures go to
+benchmarks/results/students.json.
 """
 
 from __future__ import annotations
