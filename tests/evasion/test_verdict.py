@@ -131,3 +131,9 @@ def test_a_standard_attack_tells_the_truth_only_where_gradients_are_known_to() -
     for n, status in ((200, "pass"), (40, "inconclusive")):
         given = evidence(n, 0)
         assert findings("it", decide(given), given, 0.0)[2].status == status
+
+
+def test_a_classifier_that_answers_nan_near_its_images_is_not_cleared() -> None:
+    given = evidence(200, 0)
+    verdict = decide(replace(given, close=given.close | {"stability": np.full(200, np.nan)}))  # type: ignore[operator]
+    assert (verdict.masked, "NaN" in verdict.why) == ("inconclusive", True)

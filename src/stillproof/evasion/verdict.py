@@ -196,6 +196,12 @@ def _unless_weak(evidence: Evidence, found: Sequence[Sign], why: str) -> tuple[M
         if (unbounded.measured.value or 0.0) > MISSED:
             share = f"{unbounded.measured.value:.0%}"
             return "inconclusive", f"cross-entropy fails on {share} of the images even where all images are allowed"
+    silent = np.isnan(evidence.close["stability"])
+    if silent.any():
+        return (
+            "inconclusive",
+            f"it answers NaN to random changes of {int(silent.sum())} images: no attack gets past that",
+        )
     never = np.isinf(evidence.close["nearest"])
     if never.any():
         return "inconclusive", f"{int(never.sum())} images never fell, whatever the distance"
