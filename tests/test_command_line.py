@@ -317,8 +317,9 @@ def test_what_a_run_was_begun_with_beats_the_environment_when_it_is_resumed(
     monkeypatch.setattr(cli, "_perform", lambda _name, _settings, options, _directory: seen.append(options) or cli.OK)
     seen: list[RunOptions] = []
     assert cli.run(["resume", str(folder)]) == cli.OK
-    assert cli.run(["resume", str(folder), "--store=by-flag"]) == cli.OK
-    assert [options.store for options in seen] == ["began-here", "by-flag"]
+    for store in ("by-flag", "elsewhere"):
+        assert cli.run(["resume", str(folder), f"--store={store}"]) == cli.OK
+    assert [options.store for options in seen] == ["began-here", "by-flag", "elsewhere"]
 
 
 def test_an_empty_setting_of_a_file_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
@@ -334,6 +335,12 @@ def test_a_run_that_names_code_is_not_resumed_without_leave(capsys: pytest.Captu
     (folder / "settings.yaml").write_text(yaml.safe_dump(content))
     assert cli.run(["resume"]) == cli.USAGE
     assert "would run code" in complaint(capsys)
+    hidden = (
+        "verb: steal\nhow: {store: s}\nsettings: {data: digits, victim: !!binary dGVzdHMudmljdGltczpyYW5kb21fbGFiZWxz}"
+    )
+    (folder / "settings.yaml").write_text(hidden)
+    assert cli.run(["resume"]) == cli.USAGE
+    assert "is a bytes" in complaint(capsys)
     (folder / "settings.yaml").write_text("verb: [")
     assert cli.run(["resume", str(folder)]) == cli.USAGE
     assert "cannot be read" in complaint(capsys)

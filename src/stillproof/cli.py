@@ -108,15 +108,10 @@ def resume(run: Path | None = None, /, *, options: Annotated[RunOptions, Flags] 
         settings = settings_type.model_validate(saved)
     except pydantic.ValidationError as error:
         raise InputError(f"{directory.path}/settings.yaml: {_reason(error)}", "Start the run anew.") from None
-    flags = {name for name in options.model_fields_set if not _is_from_environment(name, getattr(options, name))}
-    kept = how.model_dump(exclude_none=True, exclude=flags)
+    refuse_code(settings.model_dump(), f"{directory.path}/settings.yaml", allowed=options.allow_code)
+    kept = how.model_dump(exclude_none=True, exclude=options.model_fields_set)
     code = _perform(name, settings, options.model_copy(update=kept), directory)
     return OK if name == "demo" and code in (FOUND, INCOMPLETE) else code
-
-
-def _is_from_environment(name: str, value: object) -> bool:
-    """Whether an option is what a variable says: a run that is resumed keeps what it was begun with."""
-    return os.environ.get(f"STILLPROOF_{name.upper()}") == str(value)
 
 
 @app.command
@@ -185,12 +180,23 @@ def _launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
     config: Annotated[Path | None, Parameter(help="YAML file with settings, below flags and environment.")] = None,
 ) -> int:
-    layers: list[Any] = [Env("STILLPROOF_", command=False)]
+    layers: list[Any] = [_of_the_resumed() if tokens[:1] == ("resume",) else Env("STILLPROOF_", command=False)]
     if config is not None and set(VERBS) & set(tokens):  # list, report and the like have no such settings
         values = read_config(config, _known_settings(tokens), allow_code="--allow-code" in tokens)
         layers.append(Dict(values, source=str(config), use_commands_as_keys=False))
     app.config = layers
     return int(app(tokens, exit_on_error=False, print_error=False) or OK)
+
+
+def _of_the_resumed() -> Dict:
+    """What variables may say of a run that is resumed: not what it was begun with, which is kept."""
+    from stillproof.runs.directory import How
+
+    names = set(RunOptions.model_fields) - set(How.model_fields) - {"allow_code"}
+    given = {
+        name: os.environ[f"STILLPROOF_{name.upper()}"] for name in names if f"STILLPROOF_{name.upper()}" in os.environ
+    }
+    return Dict(given, source="the environment", use_commands_as_keys=False)
 
 
 def _known_settings(arguments: Sequence[str]) -> list[str]:

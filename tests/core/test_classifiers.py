@@ -1,5 +1,6 @@
 """Classifiers: the zoo, the door's facts, saving and loading, hostile weights."""
 
+import importlib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from stillproof.core.classifiers import Model, admit, look, predict, reinitialis
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.plugins import BUILT_IN
 from stillproof.core.runtime import Runtime
+from stillproof.core.sources import DataSource
+from stillproof.core.sources.source import Split, opened
 from stillproof.core.weights import save_classifier
 from stillproof.errors import InputError
 
@@ -186,3 +189,56 @@ class Raw(nn.Module):
 def test_a_layer_that_cannot_be_reset_is_named() -> None:
     with pytest.raises(InputError, match=r"the layer 1 \(Raw\)"):
         reinitialise(nn.Sequential(nn.Linear(2, 2), Raw()), 0)
+
+
+def test_the_key_of_user_code_follows_its_imports_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "kept_nets").mkdir()
+    (tmp_path / "kept_nets/__init__.py").write_text("")
+    (tmp_path / "kept_nets/core.py").write_text("from . import size\n")
+    (tmp_path / "kept_nets/size.py").write_text("WIDTH = 3\n")
+    (tmp_path / "kept_mine.py").write_text("from kept_nets.core import size\ndef make(): ...\n")
+    (tmp_path / "kept_other.py").write_text("")
+    before = Model("kept_mine:make").identity()
+    importlib.import_module("kept_other")
+    assert Model("kept_mine:make").identity() == before
+    (tmp_path / "kept_nets/size.py").write_text("WIDTH = 4\n")
+    assert Model("kept_mine:make").identity() != before
+
+
+def test_weights_that_user_code_loads_are_told_apart_and_those_it_draws_are_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digits: DataSource
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "kept_loading.py").write_text(
+        "import torch\n"
+        "def drawn(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))\n"
+        "def loaded():\n    made = drawn(); made.load_state_dict(torch.load('w.pt')); return made\n"
+    )
+    data = opened(split_of(digits.train), split_of(digits.test), digits.train.classes, "digits")
+    assert Model("kept_loading:drawn").state(data) == Model("kept_loading:drawn").state(data)
+    states = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        torch.save(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).state_dict(), "w.pt")
+        states.append(Model("kept_loading:loaded").state(data))
+    assert states[0] == states[1] != states[2]
+    assert Model("zoo:cnn").state(data) is None
+
+
+def split_of(images: ImageSet) -> Split:
+    return Split(images.known_labels(), images.shape, lambda rows: iter([images.images[rows]]))
+
+
+@pytest.mark.parametrize("kind", [torch.int64, torch.bool])
+def test_answers_that_are_no_numbers_with_a_point_are_refused(kind: torch.dtype) -> None:
+    class Counting(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.ones(len(images), 3).to(kind)
+
+    with pytest.raises(InputError, match="must return logits"):
+        look(Counting(), torch.rand(4, 3, 8, 8))

@@ -97,6 +97,8 @@ def test_gradients_of_int8_are_those_of_the_model_within(toy: ImageSet) -> None:
     images = as_float(toy.images[:8])
     assert torch.allclose(deployed(images.clone().requires_grad_()), deployed(images), atol=1e-5)
     assert not deployed(images).requires_grad
+    before = deployed(images)
+    assert torch.equal(deployed.to(torch.float64)(images), before)  # what moves the model leaves the graph alone
 
 
 def test_a_file_of_a_classifier_in_int8_is_one_in_int8_again(toy: ImageSet, tmp_path: Path) -> None:

@@ -73,9 +73,17 @@ def test_copies_of_one_picture_count_once() -> None:
 
 
 def test_nothing_is_said_of_classes_that_no_trusted_image_is_taken_for() -> None:
-    seen = replace(scanned(200, 5000), usual=np.zeros(5000, int))
-    assert of_the_set("a set", seen).status == "inconclusive"
-    assert "No trusted image is taken for 'b', 'c', 'd'" in " ".join(of_the_set("a set", seen).evidence)
+    for flagged in (0, 400):
+        seen = replace(scanned(flagged, 5000), usual=np.zeros(5000, int))
+        seen.p[::4] = 0.5  # nothing of the one class that is known
+        assert of_the_set("a set", seen).status == "inconclusive"
+        assert "taken for 'b', 'c', 'd', and no trusted one is" in " ".join(of_the_set("a set", seen).evidence)
+
+
+def test_poison_of_a_known_class_is_not_excused_by_an_unknown_one() -> None:
+    seen = replace(scanned(100, 5000, in_class=True), usual=np.arange(5000) % 3)
+    assert seen.unknown == [3]
+    assert of_the_set("a set", seen).status == "fail"
 
 
 def test_what_is_trusted_itself_is_not_shown_to_be_clean() -> None:

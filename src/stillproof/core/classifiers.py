@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.core.adapters import Answered, FromProbabilities, inner
-from stillproof.core.compression import Quantised
+from stillproof.core.compression import CALIBRATED_ON, Quantised
 from stillproof.core.images import ImageSet, as_float, batches, check_range
 from stillproof.core.libraries import BUILDERS, brings_weights, is_library, library_identity
 from stillproof.core.noise import derive
@@ -135,6 +135,11 @@ class Model:
 
 
 def _check_calibration(calibration: Tensor, shape: tuple[int, int, int], path: Path) -> None:
+    if len(calibration) > CALIBRATED_ON:
+        raise InputError(
+            f"{path} is calibrated on {len(calibration)} images, and no more than {CALIBRATED_ON} are needed.",
+            "Write it again with stillproof.",
+        )
     if tuple(calibration.shape[1:]) != shape:
         raise InputError(
             f"{path} is for images of {tuple(calibration.shape[1:])}, and these are {shape}.",
@@ -175,7 +180,9 @@ def _construct(spec: Spec, shape: tuple[int, int, int], classes: int) -> nn.Modu
         made = build("model", spec, name, channels=channels, size=height, classes=classes)
     elif spec.runs_code:
         given = {"channels": channels, "size": height, "classes": classes}
-        made = call_with_options(user_code(spec), spec, **given)
+        with torch.random.fork_rng(devices=[]):  # weights that a factory draws are the same each time
+            torch.manual_seed(derive(0, "user code"))
+            made = call_with_options(user_code(spec), spec, **given)
         if not isinstance(made, nn.Module):
             raise InputError(f"{spec.name} returned {type(made).__name__}.", "A factory returns a torch.nn.Module.")
         return Answered(made)
@@ -227,8 +234,13 @@ def look(classifier: nn.Module, images: Tensor) -> DoorFacts:
             f"the classifier fails on images of shape {tuple(images.shape)}: {type(error).__name__}: {error}",
             "It must take float32 images of that shape, in [0, 1].",
         ) from error
-    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != len(images):
-        got = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+    if (
+        not isinstance(output, Tensor)
+        or output.ndim != 2
+        or len(output) != len(images)
+        or not output.is_floating_point()
+    ):
+        got = f"{tuple(output.shape)} of {output.dtype}" if isinstance(output, Tensor) else type(output).__name__
         raise InputError(f"the classifier returns {got} for {len(images)} images.", "It must return logits, (N, K).")
     differentiable = False
     if output.requires_grad:

@@ -127,7 +127,8 @@ class Quantised(Adapter):
         """calibration: uint8, (n, C, H, W). Raises InputError where it cannot be quantised."""
         super().__init__(model)
         self.calibration = calibration
-        self._graph = (_quantised(model, as_float(calibration)),)  # an exported graph as a submodule refuses eval()
+        # of a copy, for the graph stays on the CPU; and no submodule, for an exported one refuses eval()
+        self._graph = (_quantised(deepcopy(model).cpu(), as_float(calibration)),)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> logits, (N, K)."""

@@ -193,6 +193,8 @@ def _described(value: object) -> object:
         return [_described(item) for item in value]
     if is_dataclass(value):
         described = {item.name: _described(getattr(value, item.name)) for item in fields(value)}
+        version = getattr(value, "version", 1)  # of what it does, as a job has one
+        described |= {"version": version} if version != 1 else {}
         return {"type": f"{type(value).__module__}:{type(value).__qualname__}", **described}
     try:
         return to_jsonable_python(value)

@@ -5,6 +5,7 @@ A package adds a thief with an entry point in the group `stillproof.thief`; the 
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -204,20 +205,43 @@ def user_code(spec: Spec) -> Any:
 
 
 def code_identity(spec: Spec) -> str:
-    """A digest of the file that holds a `module:factory`, and of what it imports from beside it or from its own
-    package, so that an edited file is a different stage."""
+    """A digest of the file that holds a `module:factory`, and of what that imports from its folder or package, and so
+    on, so that an edited file is a different stage."""
     factory = user_code(spec)
     try:
         own = Path(inspect.getfile(factory)).resolve()
     except (TypeError, OSError):
         return "no source file"
-    package = spec.name.partition(":")[0].partition(".")[0]
-    files = {own}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if file and file.endswith(".py") and name != "__main__":
-            place = Path(file).resolve()
-            if name.partition(".")[0] == package or (place.parent == own.parent and "site-packages" not in place.parts):
-                files.add(place)
-    digests = [f"{file_digest(file)}\n" for file in sorted(files) if file.is_file()]
+    module = spec.name.partition(":")[0]
+    depth = module.count(".") + (own.name == "__init__.py")
+    files, waiting = set[Path](), [own]
+    while waiting:
+        file = waiting.pop()
+        if file not in files:
+            files.add(file)
+            waiting += _imported_by(file, own.parents[min(depth, len(own.parents) - 1)])
+    digests = [f"{file_digest(file)}\n" for file in sorted(files)]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _imported_by(file: Path, root: Path) -> list[Path]:
+    """The files below a folder that a file of Python names in its imports, wherever in it they stand."""
+    try:
+        tree = ast.parse(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    names: list[tuple[Path, str]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [(root, alias.name) for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            start = file.parents[node.level - 1] if 0 < node.level <= len(file.parents) else root
+            base = f"{node.module}." if node.module else ""
+            names += [(start, base + alias.name) for alias in node.names]
+    found: list[Path] = []
+    for start, name in names:
+        parts = name.split(".")
+        for upto in range(1, len(parts) + 1):
+            place = start.joinpath(*parts[:upto])
+            found += [one for one in (place.with_suffix(".py"), place / "__init__.py") if one.is_file()]
+    return [one for one in found if "site-packages" in root.parts or "site-packages" not in one.parts]

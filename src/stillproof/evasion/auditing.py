@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
@@ -78,6 +79,7 @@ def audit(
     labels, (n,); outputs: what it returned before they were made of it (core.adapters); twins: undistilled surrogates;
     adaptive: the user's own attack, loss, or module to climb through. Raises InputError.
     """
+    began = time.monotonic()
     how, runtime = thoroughness or Thoroughness(), runtime or Runtime.choose()
     images, labels = images[: how.images], labels[: how.images]
     if not len(images):
@@ -110,7 +112,7 @@ def audit(
         )
         first_cost = _first_cost(len(images), samples, has_gradient=module is not None)
         before = first_cost.forwards + first_cost.backwards + ladder.spent
-        allowance = Allowance(budget or Budget(), before, sum(step.seconds for step in ladder.steps))
+        allowance = Allowance(budget or Budget(), before, sum(step.seconds for step in ladder.steps), began)
         climb = Climb(
             classifier,
             images,

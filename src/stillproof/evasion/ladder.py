@@ -248,7 +248,7 @@ class Climb:
         attack = self._within_budget(rung.attack, len(rows), LAST_SHARE if is_last else SHARE)
         done = 0
         while done < len(rows):
-            chunk = rows[done : done + self._chunk(step, attack)]
+            chunk = rows[done : done + self._chunk(step)]
             done += len(chunk)
             if step.ran and self.allowance.is_spent:
                 ladder.ended_by_budget = True
@@ -263,10 +263,16 @@ class Climb:
                 ladder.ended_by_budget = True
                 step.why += f"; after {step.asked} of {len(rows)} images: {error.what}"
                 break
-            self._note(ladder, step, outcome, chunk, found)
+            self._note(ladder, step, outcome, chunk, found, self._passes_an_answer(attack))
             step.seconds = time.monotonic() - started
 
-    def _note(self, ladder: Ladder, step: Step, outcome: Tensor, chunk: Tensor, found: AttackResult) -> None:
+    def _passes_an_answer(self, attack: Attack) -> int:
+        """What only asks a randomised module asks for the mean of several passes (`Averaged`)."""
+        return self.samples if isinstance(self.classifier, nn.Module) and isinstance(attack, QueryAttack) else 1
+
+    def _note(
+        self, ladder: Ladder, step: Step, outcome: Tensor, chunk: Tensor, found: AttackResult, passes: int
+    ) -> None:
         # in the norm that is audited, whatever the attack's own was
         distance = self.threat.distance(found.images, self.images[chunk])
         fell = found.success & within(distance, self.threat.epsilon)
@@ -280,10 +286,11 @@ class Climb:
         step.ran = True
         step.asked += len(chunk)
         step.fell += int(fell.sum())
-        step.forwards += int(found.forwards.sum())
+        forwards = passes * int(found.forwards.sum())
+        step.forwards += forwards
         step.backwards += int(found.backwards.sum())
         step.queries += int(found.queries.sum())
-        self.allowance.passes += int(found.forwards.sum()) + int(found.backwards.sum())
+        self.allowance.passes += forwards + int(found.backwards.sum())
         step.standing = int(ladder.standing.sum())
 
     def _attack(self, rung: Rung, attack: Attack, rows: Tensor) -> AttackResult:
@@ -307,20 +314,19 @@ class Climb:
         if not isinstance(attack, QueryAttack):
             return attack
         if isinstance(box, nn.Module):
-            return replace(attack, queries=int(max(1, min(attack.queries, self.allowance.passes_left // self.samples))))
+            most = self.allowance.passes_left / self.samples
+            return replace(attack, queries=max(1, int(min(attack.queries, most))))
         if not isinstance(box, Metered) or box.budget is None:
             return attack
         left = box.budget - box.queries
         return replace(attack, queries=max(1, min(attack.queries, int(share * left / images))))
 
-    def _chunk(self, step: Step, attack: Attack) -> int:
+    def _chunk(self, step: Step) -> int:
         """How many images are attacked next: with a budget one, and then as many as fit in."""
         if not isinstance(self.classifier, nn.Module):
             return SMALL_CHUNK
         if not self.allowance.is_limited:
             return CHUNK
-        if isinstance(attack, QueryAttack) and not step.asked:
-            return min(BUDGETED_CHUNK, self.allowance.room(attack.queries * self.samples, 0.0, 1))
         return min(BUDGETED_CHUNK, self.allowance.room(step.forwards + step.backwards, step.seconds, step.asked))
 
 

@@ -64,6 +64,11 @@ SATURATING = 250.0
 """Median margin at which most images have no gradient of the cross-entropy (float32 holds none over 104)."""
 
 
+LARGEST = 1e6
+"""Factor on the logits, beyond which they might overflow: a classifier whose answers are all but equal has no masked
+twin."""
+
+
 class Scaled(nn.Module):
     """A classifier whose logits are multiplied: the same decisions, and masked gradients if by enough."""
 
@@ -98,7 +103,7 @@ def audit_classifier(
     if scale != 1:
         margins = predict(model, test, context.runtime).topk(2, dim=1).values
         usual = float((margins[:, 0] - margins[:, 1]).median())
-        model = Scaled(model, max(scale, SATURATING / max(usual, torch.finfo(torch.float32).tiny))).eval()
+        model = Scaled(model, min(max(scale, SATURATING / max(usual, 1e-9)), LARGEST)).eval()
     audited = audit(
         model,
         as_float(test.images),

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from stillproof.core.classifiers import predict
-from stillproof.core.compression import Quantised, calibration_of
+from stillproof.core.compression import CALIBRATED_ON, Quantised, calibration_of
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive, permutation
@@ -54,7 +54,7 @@ def scan_student(
     runtime, known = context.runtime, set_of(trusted)
     images = known.subset((trusted_folds(known) == HELD_OUT).nonzero()[:, 0])
     master, suspect = classifier_of(teacher, context), classifier_of(student, context)
-    usual = [_deployed_as(suspect, classifier_of(one, context)) for one in clean]
+    usual = [_deployed_as(suspect, classifier_of(one, context), known) for one in clean]
     classes = images.classes
     shown = [] if scanned is None else _standing_out(scanned)
     found = {index: scanned.tensors[f"pattern.{index}"] for index in shown} if scanned else {}
@@ -96,10 +96,9 @@ def _standing_out(scanned: Artefact) -> list[int]:
     return [index for index in scanned.values["patterns"] if gathered[index] < SURE]
 
 
-def _deployed_as(suspect: nn.Module, clean: nn.Module) -> nn.Module:
-    """The clean student, in INT8 where the suspect is."""
-    calibration = calibration_of(suspect)
-    return clean if calibration is None else Quantised(clean, calibration).eval()
+def _deployed_as(suspect: nn.Module, clean: nn.Module, known: ImageSet) -> nn.Module:
+    """The clean student, in INT8 where the suspect is; its ranges are of trusted images, not of the suspect's file."""
+    return clean if calibration_of(suspect) is None else Quantised(clean, known.images[:CALIBRATED_ON]).eval()
 
 
 def _alike(model: nn.Module, teacher: nn.Module, images: ImageSet, runtime: Runtime) -> float:

@@ -301,7 +301,7 @@ class Scanned:
     def chance(self) -> float:
         """Of so many beyond the rarest trusted images in a clean set: at the rate of false alarms, and at halves of it,
         after Bonferroni. Copies count once."""
-        trusted, once = len(self.usual), self.p[self.original]
+        trusted, once = len(self.usual), self.p[self.original & ~np.isin(self.guessed, self.unknown)]
         most = max(1, math.floor(self.false_alarms * (trusted + 1) + 1e-9))
         ranks = [most >> halving for halving in range(most.bit_length())]
         found = [excess(int((once <= rank / (trusted + 1) + 1e-12).sum()), len(once), rank, trusted) for rank in ranks]
@@ -344,20 +344,24 @@ class Scanned:
         for index in range(len(self.classes)):
             here, known = self.flagged[self.original & (self.guessed == index)], alarms[self.usual == index]
             table = [[here.sum(), len(here) - here.sum()], [known.sum(), len(known) - known.sum()]]
-            found.append(min(1.0, len(self.classes) * float(fisher_exact(table, alternative="greater")[1])))
+            chance = float(fisher_exact(table, alternative="greater")[1])
+            found.append(1.0 if index in self.unknown else min(1.0, len(self.classes) * chance))
         return found
 
     @property
-    def unknown(self) -> list[str]:
-        """The classes that many images are taken for, and no trusted one."""
+    def unknown(self) -> list[int]:
+        """The classes that many images are taken for, and no trusted one: of these nobody knows what is usual."""
         counts = np.bincount(self.guessed, minlength=len(self.classes)) / len(self.guessed)
         usual = np.bincount(self.usual, minlength=len(self.classes))
-        return [self.classes[index] for index in np.flatnonzero((counts > MANY) & (usual == 0))]
+        return [int(index) for index in np.flatnonzero((counts > MANY) & (usual == 0))]
 
     @property
     def doubt(self) -> str:
         """Why nothing found shows nothing; empty where it shows something."""
         chance = 1 / len(self.classes)
+        if self.unknown:
+            missing = ", ".join(repr(self.classes[index]) for index in self.unknown[:5])
+            return f"many images are taken for {missing}, and no trusted one is: nobody knows what is usual there"
         if self.shared > MANY * len(self.p):
             return (
                 f"{self.shared} of the {len(self.p)} images are trusted as well, and so taken for clean (give trusted "
@@ -381,8 +385,6 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
     gathered = scanned.gathered()
     rarest = min(scanned.chance, *gathered)
     status: Status = "fail" if rarest < SURE else "inconclusive" if scanned.doubt or rarest < UNUSUAL else "pass"
-    if status == "fail" and scanned.unknown:
-        status = "inconclusive"
     shares = [share.value or 0.0 for share in scanned.by_class()]
     most = int(np.argmin(gathered))
     others = max((share for index, share in enumerate(shares) if index != most), default=0.0)
@@ -392,10 +394,7 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
         f"{shares[most]:.1%} of what the teacher takes for {scanned.classes[most]!r} is flagged (beside its trusted "
         f"images: p = {gathered[most]:.1g}), and at most {others:.1%} of any other class.",
     ]
-    if scanned.unknown:
-        missing = ", ".join(repr(name) for name in scanned.unknown[:5])
-        evidence.append(f"No trusted image is taken for {missing}, and many of these are: nobody knows what is usual.")
-    elif status != "fail" and scanned.doubt:
+    if status != "fail" and scanned.doubt:
         evidence.append(f"Nothing stands out, but {scanned.doubt}.")
     elif status == "inconclusive":
         evidence.append("That is unusual, and no proof.")

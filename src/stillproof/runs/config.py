@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from stillproof.core.spec import Spec
+from stillproof.core.spec import Spec, local_path
 from stillproof.errors import InputError, nearest
 
 NO_SPEC = ("runs", "store", "device", "precision", "threat", "transfer", "codec", "budget", "queries")
@@ -43,29 +43,41 @@ def refuse_code(values: Mapping[str, Any], where: str, *, allowed: bool) -> None
     if allowed:
         return
     for name, value in values.items():
-        if name.replace("-", "_") in NO_SPEC:
-            continue
-        for text in _strings(value):
-            if _names_code(text):
+        for text in _strings(value, f"{name} in {where}"):
+            if name.replace("-", "_") not in NO_SPEC and _names_code(text):
                 raise InputError(
                     f"{name} in {where} is {text!r}, which would run code.",
                     "Name it with a flag instead, or add --allow-code if you trust the file.",
                 )
 
 
-def _strings(value: object) -> Iterator[str]:
+def _strings(value: object, where: str) -> Iterator[str]:
+    """All text in a value. Raises InputError for bytes and the like, which something may take for text later on."""
     if isinstance(value, str):
         yield value
     elif isinstance(value, Mapping):
         for key, one in value.items():
-            yield from (*_strings(key), *_strings(one))
+            yield from (*_strings(key, where), *_strings(one, where))
     elif isinstance(value, list | tuple | set):
         for one in value:
-            yield from _strings(one)
+            yield from _strings(one, where)
+    elif not isinstance(value, int | float | None):
+        raise InputError(
+            f"{where} is a {type(value).__name__}.", "Write text, a number, true, false, or a list of such."
+        )
+
+
+def _exists(text: str) -> bool:
+    try:
+        return local_path(text).exists()
+    except InputError:
+        return False
 
 
 def _names_code(text: str) -> bool:
-    """Whether a text, or a part of several joined by +, is a SPEC of code."""
+    """Whether a text, or a part of several that are joined, is a SPEC of code. A place is none."""
+    if "://" in text or _exists(text):
+        return False
     for part in (text, *text.split("+"), *text.split(",")):
         try:
             if Spec.parse(part).runs_code:

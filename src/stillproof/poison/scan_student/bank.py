@@ -83,9 +83,9 @@ def bank(shape: Shape, recovered: Mapping[str, Tensor], amplitudes: Sequence[flo
         scaled = pattern_of * (loudness / max(float(pattern_of.abs().max()), 1e-12))
         found[f"what suspicious images of {name!r} share, ± {loudness:g}"] = Stamp(torch.ones(shape), scaled)
     for (name, pattern_of), share in product(recovered.items(), PAINTED):
-        strength = pattern_of.abs()
+        strength = pattern_of.abs().amax(0, keepdim=True)
         enough = max(share * float(strength.max()), float(strength.flatten().quantile(1 - COVERED)))
-        covered = (strength > enough).float()
+        covered = (strength > enough).float().expand(shape)
         found[f"where suspicious images of {name!r} differ most, beyond {share:g}"] = Stamp(
             1 - covered, covered * (pattern_of > 0)
         )

@@ -160,6 +160,7 @@ class ModelGuardW(Response):
 
     epsilon: float = 1.0
 
+    version: ClassVar[int] = 2
     keeps_argmax: ClassVar[bool] = True
     strength: ClassVar[Strength | None] = Strength("epsilon", weakest=0, strongest=2)
 
