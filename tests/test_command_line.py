@@ -15,7 +15,7 @@ import torch
 import yaml
 
 from stillproof import cli
-from stillproof.runs.config import NO_SPEC
+from stillproof.runs.config import NO_SPEC, refuse_code
 from stillproof.runs.options import RunOptions
 from stillproof.verbs import VERBS, verb_named
 
@@ -294,12 +294,13 @@ SPECS = [
 
 
 @pytest.mark.parametrize(("verb", "name"), SPECS)
-@pytest.mark.parametrize("form", ["{}", "[{}]", "cnn+{}"])
+@pytest.mark.parametrize("form", ["{}", "[{}]", "cnn+{}", "'{}?place=http://there'"])
 def test_no_setting_of_a_file_runs_code_without_leave(
     verb: str, name: str, form: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     Path("touching.py").write_text("open('executed', 'w')\ndef make(): ...\n")
     Path("c.yaml").write_text(f"{name}: {form.format('touching:make')}")
+    Path("touching:make?a=1").write_text("")  # a file of that name makes it no place
     assert cli.run(["--config=c.yaml", verb, "--dry-run"]) == cli.USAGE
     assert "would run code" in complaint(capsys)
     assert not Path("executed").exists()
@@ -412,3 +413,10 @@ def test_doctor_looks_and_tells(capsys: pytest.CaptureFixture[str]) -> None:
     assert told["packages"]["torch"]
     assert told["checks"]["a training step"] == "ok"
     assert told["checks"]["the store"] == "ok"
+
+
+@pytest.mark.parametrize("place", ["http://host:1/a,b:c", "kept+x/a:b"])
+def test_a_place_in_a_file_is_no_code(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("kept+x").mkdir()
+    Path("kept+x/a:b").write_text("")
+    refuse_code({"data": place, "transfer_set": [place]}, "c.yaml", allowed=False)

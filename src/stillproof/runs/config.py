@@ -67,21 +67,22 @@ def _strings(value: object, where: str) -> Iterator[str]:
         )
 
 
+def _names_code(text: str) -> bool:
+    """Whether a text, or a part of several that are joined, is a SPEC of code. A place is no list."""
+    if _runs_code(text) or "://" in text or _exists(text):
+        return _runs_code(text)
+    return any(_runs_code(part) for part in (*text.split("+"), *text.split(",")))
+
+
+def _runs_code(text: str) -> bool:
+    try:
+        return Spec.parse(text).runs_code
+    except InputError:  # no SPEC at all
+        return False
+
+
 def _exists(text: str) -> bool:
     try:
         return local_path(text).exists()
     except InputError:
         return False
-
-
-def _names_code(text: str) -> bool:
-    """Whether a text, or a part of several that are joined, is a SPEC of code. A place is none."""
-    if "://" in text or _exists(text):
-        return False
-    for part in (text, *text.split("+"), *text.split(",")):
-        try:
-            if Spec.parse(part).runs_code:
-                return True
-        except InputError:  # no SPEC at all
-            continue
-    return False
