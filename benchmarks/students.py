@@ -32,9 +32,9 @@ from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.poison.resisting import vouched
 from stillproof.poison.scan_student.bank import bank
+from stillproof.poison.scan_student.verdict import of_the_student
 from stillproof.poison.scanning import train_reference
 from stillproof.poison.student_scanning import HELD_OUT, inspected, scan_student
-from stillproof.poison.verdict import of_the_student
 from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings, guesses_of
 
 WIDE = ("moving-patch?pattern=random&seed=5", "blend?opacity=0.25", "sinusoid?frequency=3&amplitude=0.12")

@@ -20,8 +20,8 @@ from stillproof.poison.scan_set.agreement import agreement, disagreement
 from stillproof.poison.scan_set.combined import combined
 from stillproof.poison.scan_set.shared_pattern import SharedPattern
 from stillproof.poison.scan_set.sight import Scores, Sight, folds, p_values
+from stillproof.poison.scan_set.verdict import excess
 from stillproof.poison.triggers import Patch
-from stillproof.poison.verdict import excess
 
 TARGET, REFERENCES = 1, 3
 

@@ -9,8 +9,9 @@ import torch
 from stillproof.errors import InputError
 from stillproof.poison.scan_set.agreement import agreement
 from stillproof.poison.scan_set.sight import Sight, p_values
+from stillproof.poison.scan_set.verdict import Scanned, of_the_set
 from stillproof.poison.triggers import Blend, Patch, Sinusoid
-from stillproof.poison.verdict import Guesses, Scanned, of_a_defence, of_the_set, planted
+from stillproof.poison.verdict import Guesses, of_a_defence, planted
 
 N = 400
 LABELS = np.arange(N) % 4

@@ -10,9 +10,11 @@ from stillproof.core import measures
 from stillproof.core.measurement import Measurement
 from stillproof.findings import Curve, Series, Table
 from stillproof.poison.scan_set.sight import Scores, p_values
+from stillproof.poison.scan_set.verdict import Scanned
 from stillproof.poison.scan_student.bank import Reaction
 from stillproof.poison.scan_student.suspicion import LEAST_GAP, Sought
-from stillproof.poison.verdict import Inspected, Planted, Scanned
+from stillproof.poison.scan_student.verdict import Inspected
+from stillproof.poison.verdict import Planted
 
 REACTIONS = 12
 """Triggers that a table names."""

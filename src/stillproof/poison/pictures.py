@@ -9,8 +9,8 @@ from stillproof.core.images import ImageSet
 from stillproof.core.store import Artefact
 from stillproof.findings import Picture
 from stillproof.pictures import magnified, side_by_side
+from stillproof.poison.scan_student.verdict import Inspected
 from stillproof.poison.triggers import Stamp
-from stillproof.poison.verdict import Inspected
 
 SHOWN = 8
 """Flagged images in a picture."""

@@ -24,7 +24,7 @@ from stillproof.poison.scan_set.agreement import agreement
 from stillproof.poison.scan_set.combined import combined
 from stillproof.poison.scan_set.shared_pattern import SharedPattern
 from stillproof.poison.scan_set.sight import Scores, Sight, folds, p_values
-from stillproof.poison.verdict import Scanned
+from stillproof.poison.scan_set.verdict import Scanned
 
 REFERENCES = 4
 """References, each trained on all trusted images but a quarter, which it then judges."""

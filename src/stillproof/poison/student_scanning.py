@@ -15,11 +15,12 @@ from stillproof.core.plan import Context, job
 from stillproof.core.runtime import Runtime
 from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
+from stillproof.poison.scan_set.verdict import SURE
 from stillproof.poison.scan_student.bank import Reaction, bank, react
 from stillproof.poison.scan_student.inversion import FEWEST, Family, Inversion, Inverted, invert
 from stillproof.poison.scan_student.suspicion import Sought
+from stillproof.poison.scan_student.verdict import Inspected
 from stillproof.poison.scanning import scanned_set, set_of, trusted_folds
-from stillproof.poison.verdict import SURE, Inspected
 
 HELD_OUT = 0
 """The fold of the trusted images that neither the student nor the clean ones were trained on."""

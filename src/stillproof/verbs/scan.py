@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from stillproof.core.runtime import Runtime
     from stillproof.core.sources.source import Source
     from stillproof.core.store import Artefact
-    from stillproof.poison.verdict import Scanned
+    from stillproof.poison.scan_set.verdict import Scanned
     from stillproof.runs.image_sets import WrittenSet
 
 Listed = Parameter(negative="", consume_multiple=False)
@@ -195,7 +195,7 @@ def scanned_of(values: Mapping[str, Artefact], rate: float | None = None) -> Sca
 def finding(settings: ScanSettings, values: Mapping[str, Artefact], rate: float | None = None) -> Finding:
     """SP-P2, at a rate of false alarms."""
     from stillproof.poison.premise import doubts, held
-    from stillproof.poison.verdict import of_the_set
+    from stillproof.poison.scan_set.verdict import of_the_set
 
     said = of_the_set(settings.transfer_set, scanned_of(values, rate))
     against = doubts(values["premise"], values["trusted"].values["classes"])
@@ -209,8 +209,9 @@ def finding(settings: ScanSettings, values: Mapping[str, Artefact], rate: float 
 
 def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
     """Which images do not belong, and how sure that is."""
-    from stillproof.poison import account, pictures, verdict
+    from stillproof.poison import account, pictures
     from stillproof.poison.premise import doubts
+    from stillproof.poison.scan_student.verdict import of_the_student
     from stillproof.poison.scanning import COMBINED, scores_of, set_of
     from stillproof.poison.student_scanning import inspected
 
@@ -222,7 +223,7 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
     findings, tables, shown = [said], [], []
     if settings.student is not None:
         seen = inspected(values["student/scan"])
-        findings.append(verdict.of_the_student(settings.student, seen))
+        findings.append(of_the_student(settings.student, seen))
         shown = pictures.recovered(values["student/scan"], seen)
         tables = [
             account.student_classes_table(seen),
