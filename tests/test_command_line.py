@@ -416,7 +416,7 @@ def test_doctor_looks_and_tells(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize("place", ["http://host:1/a,b:c", "kept+x/a:b"])
-def test_a_place_in_a_file_is_no_code(place: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_place_in_a_file_is_no_code(place: str) -> None:
     Path("kept+x").mkdir()
     Path("kept+x/a:b").write_text("")
     refuse_code({"data": place, "transfer_set": [place]}, "c.yaml", allowed=False)
