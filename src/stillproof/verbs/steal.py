@@ -269,17 +269,17 @@ def _stages(settings: StealSettings) -> dict[str, Stage]:
 
 def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
     """Findings, tables and curves from the artefacts; touches no model."""
-    from stillproof.theft.account import over_budgets
+    from stillproof.theft.curves import curves, over_budgets
 
     who = cast(settings)
     account = _account(settings, who, values)
-    curves = account.curves()
+    drawn = curves(account)
     if settings.budgets:
         everyone = [account]
         for queries in _listed(settings.budgets):
             of_these = {key.removeprefix(f"{queries}: "): value for key, value in values.items()}
             everyone.append(_account(settings.of_budget(queries), who, of_these))
-        curves.append(over_budgets(everyone))
+        drawn.append(over_budgets(everyone))
     findings = account.findings(promised=settings.protect, utility_budget=settings.utility_budget)
     return Result(
         verb="steal",
@@ -287,7 +287,7 @@ def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
         summary=account.summary(),
         findings=findings,
         tables=account.tables(),
-        curves=curves,
+        curves=drawn,
         settings=settings_as_json(settings),
     )
 
