@@ -27,7 +27,7 @@ from stillproof.core.plugins import (
 from stillproof.core.runtime import Runtime
 from stillproof.core.sources.source import Opened
 from stillproof.core.spec import Spec, file_digest, local_path
-from stillproof.core.weights import existing, load_weights, spec_of_file, state_digest
+from stillproof.core.weights import existing, load_body, load_weights, spec_of_file, state_digest
 from stillproof.errors import InputError, nearest
 
 Outputs = Literal["logits", "probabilities", "log-probabilities"]
@@ -63,6 +63,12 @@ class Model:
     def has_weights(self) -> bool:
         """Whether it names a file with weights."""
         return self._weights is not None
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether a training that may begin with the weights of this model finds some: a file's, or a library's."""
+        spec = Spec.parse(self.text)
+        return self.has_weights or (is_library(spec) and brings_weights(spec))
 
     @property
     def architecture(self) -> Spec:
@@ -133,6 +139,19 @@ class Model:
             torch.manual_seed(derive(seed, "initial weights"))
             return self.untrained.build(shape, classes)
 
+    def begun(self, shape: tuple[int, int, int], classes: int, seed: int) -> nn.Module:
+        """What a training begins with that may use the weights of this model: those, and, where they are for another
+        number of classes, a last layer that is drawn from the seed. Without weights: `fresh`. Raises InputError."""
+        if self._weights is not None:
+            model = self.fresh(shape, classes, seed)
+            load_body(inner(model), self._weights)
+            return model
+        if not self.is_pretrained:
+            return self.fresh(shape, classes, seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive(seed, "initial weights"))
+            return _construct(self.architecture, shape, classes, new_head=True).eval()
+
 
 def _check_calibration(calibration: Tensor, shape: tuple[int, int, int], path: Path) -> None:
     if len(calibration) > CALIBRATED_ON:
@@ -167,7 +186,7 @@ def reinitialise(model: nn.Module, seed: int) -> nn.Module:
     return model
 
 
-def _construct(spec: Spec, shape: tuple[int, int, int], classes: int) -> nn.Module:
+def _construct(spec: Spec, shape: tuple[int, int, int], classes: int, *, new_head: bool = False) -> nn.Module:
     channels, height, width = shape
     if spec.scheme == "zoo":
         if height != width:
@@ -188,7 +207,9 @@ def _construct(spec: Spec, shape: tuple[int, int, int], classes: int) -> nn.Modu
         return Answered(made)
     elif is_library(spec):
         name = spec.name.removeprefix(f"{spec.scheme}:")
-        made = call_with_options(BUILDERS[spec.scheme], spec, name=name, channels=channels, classes=classes)
+        made = call_with_options(
+            BUILDERS[spec.scheme], spec, name=name, channels=channels, classes=classes, new_head=new_head
+        )
     else:
         raise _unknown(spec)
     model: nn.Module = made

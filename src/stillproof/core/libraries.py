@@ -37,6 +37,7 @@ def hf(
     *,
     channels: int,
     classes: int,
+    new_head: bool = False,
     pretrained: bool = True,
     resize: int = 0,
     mean: str = "",
@@ -47,6 +48,7 @@ def hf(
     Only safetensors are read, and none of the repository's code is run. Images are normalised as its
     preprocessor_config.json says, or by mean, std (per channel, joined by commas), and scaled to the size in its
     configuration, or to `resize`. With pretrained=false its architecture gets fresh weights for these classes.
+    new_head: the last layer is drawn anew where it is for another number of classes.
     """
     transformers = _imported("hf")
     name = str(Path(name).expanduser())
@@ -56,9 +58,13 @@ def hf(
     try:
         if pretrained:
             made, told = automatic.from_pretrained(
-                name, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+                name,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **({"num_labels": classes, "ignore_mismatched_sizes": True} if new_head else {}),
             )
-            absent = [*told["missing_keys"], *told["mismatched_keys"]]
+            absent = [*told["missing_keys"], *([] if new_head else told["mismatched_keys"])]
             if absent:
                 raise InputError(
                     f"hf:{name} lacks {len(absent)} of its weights, {absent[0]} for one.",
@@ -90,18 +96,20 @@ def timm(
     *,
     channels: int,
     classes: int,
+    new_head: bool = False,
     pretrained: bool = False,
     resize: int = 0,
     mean: str = "",
     std: str = "",
 ) -> nn.Module:
-    """A model of timm; with pretrained=true its weights are fetched, for the classes that they know.
+    """A model of timm; with pretrained=true its weights are fetched, for the classes that they know (new_head: for
+    these).
 
     Images are scaled to the size it was made for, or to `resize`, and normalised as timm says, or by mean, std.
     """
     library = _imported("timm")
     try:
-        sized = {} if pretrained else {"num_classes": classes}
+        sized = {} if pretrained and not new_head else {"num_classes": classes}
         made = library.create_model(name, pretrained=pretrained, in_chans=channels, **sized)
     except Exception as error:
         raise _unreadable(f"timm:{name}", error) from None
@@ -115,12 +123,14 @@ def torchvision(
     *,
     channels: int,
     classes: int,
+    new_head: bool = False,
     pretrained: bool = False,
     resize: int = 0,
     mean: str = "",
     std: str = "",
 ) -> nn.Module:
     """A model of torchvision; with pretrained=true its default weights are fetched, for the classes that they know.
+    It has no new_head.
 
     Images are scaled to `resize`, if given, and normalised as ImageNet is, or by mean, std.
     """
@@ -128,6 +138,11 @@ def torchvision(
     if channels != 3:
         raise InputError(f"torchvision:{name} takes 3 channels, not {channels}.", "Use a model of the zoo.")
     try:
+        if new_head and pretrained:
+            raise InputError(
+                f"torchvision:{name} keeps the classes of its weights: a training cannot begin with them.",
+                "Take timm:NAME?pretrained=true, or pretrained=false.",
+            )
         sized = {"weights": "DEFAULT"} if pretrained else {"weights": None, "num_classes": classes}
         made = library.models.get_model(name, **sized)
     except Exception as error:

@@ -259,7 +259,15 @@ def train_fresh(
 
 def fresh_student(images: ImageSet, model: Model, seed: int) -> nn.Module:
     """Fresh weights of the model's architecture, drawn from the seed. Raises InputError if they cannot be trained."""
-    student = model.fresh(images.shape, len(images.classes), seed)
+    return _trainable(model.fresh(images.shape, len(images.classes), seed), images, model)
+
+
+def begun_student(images: ImageSet, model: Model, seed: int) -> nn.Module:
+    """The weights that the model brings, for these classes; fresh ones if it brings none. Raises InputError."""
+    return _trainable(model.begun(images.shape, len(images.classes), seed), images, model)
+
+
+def _trainable(student: nn.Module, images: ImageSet, model: Model) -> nn.Module:
     if model.code is not None:  # a user's model may return probabilities; objectives take logits
         student, _ = admit(student, images, model.text)
         _check_trainable(student, images, model.text)

@@ -57,6 +57,22 @@ def load_weights(model: nn.Module, path: Path) -> Tensor | None:
 
     Hands back the images that a classifier in INT8 was calibrated on, uint8, where the file holds them.
     """
+    state, calibration = _read(path)
+    load_state(model, state, str(path))
+    return calibration
+
+
+def load_body(model: nn.Module, path: Path) -> None:
+    """As `load_weights`, but a last layer for another number of classes stays as it is in the model."""
+    state, own = _read(path)[0], model.state_dict()
+    differ = [name for name, value in state.items() if name in own and own[name].shape != value.shape]
+    if len({name.rpartition(".")[0] for name in differ}) == 1:
+        state |= {name: own[name] for name in differ}
+    load_state(model, state, str(path))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], Tensor | None]:
+    """A state dict, and the images beside it that a classifier in INT8 was calibrated on. Raises InputError."""
     existing(path)
     state: Mapping[str, Any]
     if path.suffix == ".safetensors":
@@ -81,8 +97,7 @@ def load_weights(model: nn.Module, path: Path) -> Tensor | None:
     calibration = state.get(CALIBRATION_KEY)
     if calibration is not None and (calibration.dtype != torch.uint8 or calibration.ndim != 4 or not len(calibration)):
         raise InputError(f"{path} is calibrated on what are no images.", "Write it again with stillproof.")
-    load_state(model, {name: value for name, value in state.items() if name != CALIBRATION_KEY}, str(path))
-    return calibration
+    return {name: value for name, value in state.items() if name != CALIBRATION_KEY}, calibration
 
 
 def state_digest(model: nn.Module) -> str:

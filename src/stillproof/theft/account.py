@@ -110,6 +110,8 @@ class Account:
     """The SPEC of the thief who does not tune, if it took part."""
     tuned: str | None
     """The SPEC of the thief whose scores over temperatures are drawn, if it took part."""
+    pretrained: bool
+    """Whether thieves and reference began with weights that the thief's model brought."""
     brought: bool
     """Whether the victim came with its weights: what it was trained on is then not known."""
     deterministic: bool
@@ -190,12 +192,14 @@ class Account:
     def _circumstances(self, served: str) -> list[str]:
         unknown = "The victim was brought along: that these queries were not among its training images is not known."
         untrained = "The training of this defence diverged: what the thieves asked is an untrained network (SP-T4)."
+        begun = "Thieves and reference begin with the pretrained weights of --thief-model."
         random = (
             "The victim answers the same image differently each time: only repeat-averaging asks about an image again."
         )
         return [
             self._floor(served),
             *([unknown] if self.brought else []),
+            *([begun] if self.pretrained else []),
             *([] if self.deterministic else [random]),
             *([untrained] if self.diverged.get(served) else []),
         ]
@@ -286,7 +290,7 @@ class Account:
                     measures.mean_share(np.stack([s == t for s, t in told])),
                     measures.mean_share(np.stack([s == o for s, o in zip(guesses, original, strict=True)])),
                     _over_seeds([measures.agreement_on_mistakes(s, t, self.labels) for s, t in told]),
-                    student.knows,
+                    student.knows + self.pretrained * "; has pretrained weights",
                     student.queries,
                     round(student.bits),
                 ]

@@ -13,7 +13,7 @@ from stillproof.core.distillation import Objective
 from stillproof.core.images import ImageSet
 from stillproof.core.noise import derive
 from stillproof.core.plan import Context
-from stillproof.core.stages import fresh_student
+from stillproof.core.stages import begun_student
 from stillproof.core.training import Fit, Recipe, fit
 
 BUDGET = 10
@@ -33,8 +33,8 @@ class Lesson:
     seed: int
 
     def student(self, what: str = "") -> nn.Module:
-        """Fresh weights. what: names a student that the course needs besides the one it ends with."""
-        return fresh_student(self.images, self.model, derive(self.seed, what) if what else self.seed)
+        """Fresh weights, or those that the model brings. what: names one that a course needs besides its last."""
+        return begun_student(self.images, self.model, derive(self.seed, what) if what else self.seed)
 
     def fit(
         self,

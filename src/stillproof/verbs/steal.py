@@ -39,7 +39,10 @@ class StealSettings(DataSettings):
     victim: str = Field(..., description="Model SPEC of the victim; without weights it is trained first.")
     defence: Annotated[tuple[str, ...], Listed] = Field((), description="Defences, by SPEC: ast, top?k=3+round, …")
     thief: Annotated[tuple[str, ...], Listed] = Field(("all",), description="Thieves, by SPEC, or all.")
-    thief_model: str = Field("zoo:cnn", description="Model SPEC of the thief's student.")
+    thief_model: str = Field(
+        "zoo:cnn",
+        description="Model SPEC of the thief's student. With weights it begins with them, and so does the reference.",
+    )
     queries: str = Field("50/class", description="How many images a thief asks about: 500, or 50/class.")
     budgets: Annotated[tuple[str, ...], Listed] = Field(
         (), description="Further numbers of queries, for a curve: 10/class,200/class. All is stolen anew for each."
@@ -131,11 +134,6 @@ def _stages(settings: StealSettings) -> dict[str, Stage]:
     if settings.transfer is not None:
         parse_threat(settings.transfer)
     victim_model, thief_model = Model(settings.victim), Model(settings.thief_model)
-    if thief_model.has_weights:
-        raise InputError(
-            f"--thief-model {settings.thief_model} brings weights, and thieves start from fresh ones.",
-            "Leave the weights out.",
-        )
     loaded = data_stage(settings.data, settings.limit)
     data, sizes, classes = loaded.stage, loaded.sizes, loaded.classes
     queries = Queries.parse(settings.queries)
@@ -386,6 +384,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
         fixed=FIXED_KD if FIXED_KD in who.thieves else None,
         tuned="kd" if "kd" in who.thieves else None,
         deterministic=values[first + "victim/model"].values.get("deterministic", True),
+        pretrained=Model(settings.thief_model).is_pretrained,
         brought=Model(settings.victim).is_trained and settings.queries_from == "outside",
         diverged={name: diverged(name) for name in who.defences},
         reused={name: reused(name) for name in who.served()} if settings.transfer is not None else {},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from typing import ClassVar, Literal
 
 import torch.nn.functional as F
@@ -79,7 +80,8 @@ class Sequence:
         return student, replace(trained, forwards=trained.forwards + forwards, backwards=trained.backwards + backwards)
 
     def __str__(self) -> str:
-        return f"T = {self.temperature:g}, weight {self.weight:g}, {self.length} students"
+        students = "1 student" if self.length == 1 else f"{self.length} students"
+        return f"T = {self.temperature:g}, weight {self.weight:g}, {students}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,10 +89,11 @@ class SCM:
     """A sequence of contrastive students ("Distilling the Undistillable", Jandial et al. 2022, arXiv 2210.11728).
 
     The paper's formula was not at hand. This reading: each student distils the one before it beside the labels, with a
-    contrastive term over the batch's answers.
+    contrastive term over the batch's answers. length: of the sequence; without one the thief tries 2, and the first
+    student alone.
     """
 
-    length: int = 2
+    length: int | None = None
     temperature: float | None = None
     weight: float | None = None
 
@@ -103,11 +106,13 @@ class SCM:
 
     @property
     def title(self) -> str:
-        several = "SCM" if self.length == 2 else f"SCM of {self.length}"
+        several = "SCM" if self.length is None else f"SCM of {self.length}"
         return titled(several, {"T": self.temperature, "weight": self.weight})
 
     def candidates(self) -> tuple[Sequence, ...]:
         """As many as the budget has room for."""
-        settings = [(t, w) for t in tried(self.temperature, 4.0, 1.0) for w in tried(self.weight, 0.1, 1.0)]
-        room = max(1, BUDGET // max(self.length, 1))
-        return tuple(Sequence(temperature=t, weight=w, length=self.length) for t, w in settings[:room])
+        lengths = (2, 1) if self.length is None else (self.length,)
+        settings = [(t, w) for w in tried(self.weight, 0.1, 1.0) for t in tried(self.temperature, 4.0, 1.0)]
+        found = [Sequence(temperature=t, weight=w, length=n) for n in lengths for t, w in settings]
+        spent = accumulate(each.trainings for each in found)
+        return tuple(each for each, so_far in zip(found, spent, strict=True) if so_far <= BUDGET)
