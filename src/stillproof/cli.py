@@ -245,10 +245,11 @@ def _reader_may_leave() -> Iterator[None]:
 
 
 def exit_code(result: Result, options: RunOptions) -> int:
-    """1 for a failed finding at or over --fail-on, 3 for what is left open, else 0."""
+    """1 for a failed finding at or over --fail-on, 3 for what is left open or went wrong, else 0."""
     if options.fail_on != "never" and at_or_over(result.findings, options.fail_on):
         return FOUND
-    return INCOMPLETE if any(f.status in ("error", "inconclusive") for f in result.findings) else OK
+    is_open = result.status == "error" or any(f.status in ("error", "inconclusive") for f in result.findings)
+    return INCOMPLETE if is_open else OK
 
 
 def _usage(error: cyclopts.CycloptsError) -> str:

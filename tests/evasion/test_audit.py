@@ -29,7 +29,7 @@ THREAT = Linf(0.1)
 QUICK = Thoroughness(
     images=120,
     close=48,
-    problems=8,
+    problems=16,
     points=100,
     effort=Effort(apgd=30, targets=3, targeted=15, nearest=40, draws=40, probing=80, square=600, hop=1000, patient=30),
 )
@@ -144,11 +144,11 @@ def test_what_misleads_is_looked_for_on_the_watched_images_and_what_stands_on_al
     trail, seen = {step["name"]: step for step in found.evidence.trail}, found.evidence
     assert verdict.masked == "yes"
     assert int((seen.watched & seen.right).sum()) == 40
-    assert f"over {int(seen.watched.sum())} images" in verdict.gap.method
+    assert verdict.gap.n == int(seen.watched.sum())
     assert trail["PGD-20, cross-entropy"]["asked"] > 80  # what is claimed is claimed of all
     assert all(0 < trail[name]["asked"] <= 40 for name in ("APGD-30, cross-entropy", "random draws"))
     assert verdict.robust.n == len(seen.labels) == 120
-    assert verdict.robust.value == pytest.approx(audited(models["plain"], digits, runtime)[0].robust.value)
+    assert verdict.robust.value == pytest.approx(audited(models["plain"], digits, runtime)[0].robust.value, abs=0.02)
 
     verdict, found = audited(models["signs"], digits, runtime, thoroughness=replace(few, close=8))
     again = next(step for step in found.evidence.trail if step["name"] == "Square, 80 queries, again")
@@ -286,4 +286,5 @@ def test_ones_own_loss_and_module_are_rungs(
     _, by_loss = audited(hidden, digits, runtime, thoroughness=few, adaptive=margin)
     _, by_module = audited(hidden, digits, runtime, thoroughness=few, adaptive=models["plain"])
     for found, name in ((by_loss, "adaptive loss"), (by_module, "adaptive, through your module")):
-        assert name in [step["name"] for step in found.evidence.trail]
+        (step,) = [step for step in found.evidence.trail if step["name"] == name]
+        assert (step["ran"], step["asked"] > 0, step["backwards"] > 0) == (True, True, True)

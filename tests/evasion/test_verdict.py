@@ -58,6 +58,8 @@ def evidence(
         ({"hidden": 17}, "inconclusive", "8.5 points more than cross-entropy does, and no sign says why"),
         ({"n": 60, "fallen": 20, "hidden": 8}, "inconclusive", "no sign says why"),
         ({"hidden": 9, "by": "gradient-free"}, "inconclusive", "which may be 5 or more: watch more images"),
+        ({"n": 160, "fallen": 100, "hidden": 4, "by": "gradient-free"}, "inconclusive", "which may be 5 or more"),
+        ({"n": 160, "fallen": 155, "hidden": 2, "by": "gradient-free"}, "no", "within 1.2 points"),  # two by luck
         ({"hidden": 30, "by": "gradient-free"}, "yes", "15.0 points of robust accuracy are not there"),
         ({"hidden": 0, "dead": 0.3}, "inconclusive", "audit at a larger epsilon"),
         ({"hidden": 0, "dead": 0.02}, "no", "within 0.0 points"),
@@ -103,6 +105,10 @@ def test_without_a_gradient_convergence_is_no_question() -> None:
         (32, 16, "no", "within"),
         (32, 29, "inconclusive", "only 3 of the 32 problems"),
         (32, 32, "inconclusive", "only 0 of the 32 problems"),
+        (31, 0, "no", "within"),
+        (31, 20, "no", "within"),  # 11 of 12: one slip
+        (31, 26, "inconclusive", "5 of 6 problems that are hard"),
+        (30, 0, "inconclusive", "30 of 32 problems that are hard"),
         (20, 0, "inconclusive", "20 of 32 problems that are hard"),
         (20, 20, "inconclusive", "0 of 12 problems that are hard"),
     ],

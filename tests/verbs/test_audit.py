@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor, nn
 
 import stillproof
+from stillproof import cli
 from stillproof.errors import InputError
 from stillproof.findings import Result
 from stillproof.runs.options import RunOptions
@@ -53,6 +54,13 @@ class Box:
 
 def box(classes: int = 10) -> Box:
     return Box(classes)
+
+
+def test_a_self_test_that_cannot_tell_is_no_success(tmp_path: Path) -> None:
+    result = audited(tmp_path, self_test=True, images=8)
+    assert result.status == "error"
+    assert "does not tell planted twins apart on these data (masked twin: masked inconclusive" in result.notes[0]
+    assert cli.exit_code(result.model_copy(update={"findings": []}), RunOptions()) == cli.INCOMPLETE
 
 
 def twice(classifier: nn.Module) -> nn.Module:
@@ -103,7 +111,8 @@ def test_an_endpoint_is_audited_and_every_query_is_counted(tmp_path: Path, form:
 def test_an_adaptive_attack_is_a_rung(tmp_path: Path) -> None:
     result = audited(tmp_path, adaptive=f"{__name__}:twice", images=20)
     ladder = next(table for table in result.tables if table.title == "The ladder")
-    assert "adaptive, through your module" in [row[0] for row in ladder.rows]
+    (row,) = [row for row in ladder.rows if row[0] == "adaptive, through your module"]
+    assert row[ladder.columns.index("images")] > 0
 
 
 @pytest.mark.parametrize(

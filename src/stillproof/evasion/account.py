@@ -8,7 +8,7 @@ import numpy as np
 
 from stillproof.core import measures
 from stillproof.core.measurement import Measurement
-from stillproof.evasion.indicators import Evidence, margins_of, within
+from stillproof.evasion.indicators import NO_RISE, Evidence, margins_of, within
 from stillproof.evasion.verdict import STRONG_ENOUGH, Verdict
 from stillproof.findings import Curve, Series, Table
 
@@ -92,7 +92,7 @@ def _symptoms(verdict: Verdict, evidence: Evidence) -> Table:
     survived = measures.share(stood, right)
     often = survived.value is not None and survived.value > 0.5
     hidden = next(sign for sign in verdict.signs if sign.number == 3)
-    flat = next((sign for sign in verdict.signs if sign.name.startswith("success hardly")), None)
+    flat = next((sign for sign in verdict.signs if sign.name == NO_RISE), None)
     dead = [sign for sign in verdict.signs if sign.number == 1 and sign.is_present]
     rows: list[list[str | int | float | Measurement | None]] = [
         [

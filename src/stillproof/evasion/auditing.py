@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -118,40 +117,55 @@ def audit(
             images,
             labels,
             threat,
-            runtime,
-            how.effort,
-            seed,
-            allowance,
-            samples,
-            checkpoint,
-            advance,
+            runtime=runtime,
+            effort=how.effort,
+            seed=seed,
+            allowance=allowance,
+            samples=samples,
+            checkpoint=checkpoint,
+            advance=advance,
         )
         climb.save(ladder)
         climb.go(ladder, list(steps))
-        rows = ladder.right.nonzero()[: how.close, 0]
-        close = Examined({}, Cost())
-        tested = Binarised.nothing()
-        if module is not None and len(rows) and not ladder.ended_by_budget:
-            way = through if bool(ladder.dead[rows].any()) else None
-            few, theirs = images[rows], labels[rows]
-            common: dict[str, Any] = {"samples": samples, "seed": derive(seed, "closely"), "through": way}
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(derive(seed, "closely"))
-                close = examine(module, few, theirs, threat, runtime, allowance, steps=how.effort.apgd, **common)
-                restarts = 4  # as many searches as the ladder makes in the white box
-                attack = APGD(threat=threat, steps=how.effort.apgd, loss="margin", samples=samples, restarts=restarts)
-                posed = images[rows[: how.problems]]
-                tested = binarisation_test(
-                    module, posed, attack, threat, runtime, allowance, points=how.points, seed=seed
-                )
-                ladder.ended_by_budget = close.was_cut or tested.was_cut
-                rows = rows[: close.images]
+        rows, close, tested = _closely(climb, ladder, how, through)
     said = "labels" if labels_only else outputs
     cost = first_cost + close.cost + tested.cost
     for step in ladder.steps:
         cost += Cost(forwards=step.forwards, backwards=step.backwards, queries=step.queries)
     evidence = _evidence(labels, ladder, rows, close.found, tested, said, is_black_box=module is None)
     return Audited(evidence, ladder.shown, cost)
+
+
+def _closely(
+    climb: Climb, ladder: Ladder, how: Thoroughness, through: nn.Module | None
+) -> tuple[Tensor, Examined, Binarised]:
+    """Rows of the images that are looked at closely, int64, (m,), what that shows, and the attack's own test.
+
+    Of a black box, and where the budget is spent, nothing.
+    """
+    rows = ladder.right.nonzero()[: how.close, 0]
+    module, seed, steps = climb.classifier, climb.seed, how.effort.apgd
+    if not isinstance(module, nn.Module) or not len(rows) or ladder.ended_by_budget:
+        return rows, Examined({}, Cost()), Binarised.nothing()
+    common = (climb.threat, climb.runtime, climb.allowance)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive(seed, "closely"))
+        close = examine(
+            module,
+            climb.images[rows],
+            climb.labels[rows],
+            *common,
+            steps=steps,
+            samples=climb.samples,
+            seed=derive(seed, "closely"),
+            through=through if bool(ladder.dead[rows].any()) else None,
+        )
+        # as many searches as the ladder makes in the white box
+        attack = APGD(threat=climb.threat, steps=steps, loss="margin", samples=climb.samples, restarts=4)
+        posed = climb.images[rows[: how.problems]]
+        tested = binarisation_test(module, posed, attack, *common, points=how.points, seed=seed)
+    ladder.ended_by_budget = close.was_cut or tested.was_cut
+    return rows[: close.images], close, tested
 
 
 def _first_cost(images: int, samples: int, *, has_gradient: bool) -> Cost:

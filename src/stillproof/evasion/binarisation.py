@@ -86,8 +86,9 @@ def binarisation_test(
             continue
         inside = torch.zeros(1, dtype=torch.int64)
         through = way_through(posed, around[:4])
-        searched = attack(posed, one, inside, seed=seed, runtime=runtime, through=through)
-        drawn = RandomDraws(threat=threat, queries=points)(posed, one, inside, seed=seed, runtime=runtime)
+        own = derive(seed, "solve", number)  # the problems are trials of their own
+        searched = attack(posed, one, inside, seed=own, runtime=runtime, through=through)
+        drawn = RandomDraws(threat=threat, queries=points)(posed, one, inside, seed=own, runtime=runtime)
         solved.append(searched.success)
         lucky.append(drawn.success)
         took = searched.cost + drawn.cost + Cost(forwards=2 * len(around))  # to pose it

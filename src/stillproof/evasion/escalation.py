@@ -51,7 +51,7 @@ def rungs(
         yield Rung("FGSM", "one step", FGSM(**white), "right", "the cheapest look")
         pgd = PGD(**white, steps=effort.pgd)
         yield Rung(f"PGD-{effort.pgd}, cross-entropy", "deployed", pgd, "right", "what most evaluations stop at")
-        apgd = APGD(**white, steps=effort.apgd)
+        apgd = APGD(**white, steps=effort.apgd, restarts=3)  # what it is compared with are several searches too
         why = "converged on the deployed output: the robustness that is claimed"
         yield Rung(f"APGD-{effort.apgd}, cross-entropy", "deployed", apgd, "watched survivors", why)
     why = "luck: where it beats a gradient attack, the gradients mislead"

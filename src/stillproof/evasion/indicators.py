@@ -47,7 +47,12 @@ def within(distance: Any, epsilon: float) -> Any:
 
 DEPLOYED, WHITE_BOX = "deployed", "white box"
 
-UNBOUNDED = "an unbounded attack fails"
+UNBOUNDED, UNCONVERGED = "an unbounded attack fails", "twice the iterations find more"
+NO_RISE = "success hardly rises in twice the ball"
+"""Names of signs that others ask for."""
+
+NOT_BY_LUCK = 3
+"""Images that must fall elsewhere, however few stood."""
 
 UNSURE = 0.9
 """Median probability of the guess, below which cross-entropy pulls at all classes rather than at the nearest rival."""
@@ -251,8 +256,8 @@ def _disagreement(evidence: Evidence) -> Sign:
         3,
         "others win where the deployed gradient lost",
         share,
-        f"over {DISAGREEMENT:.0%}",
-        _more(share, DISAGREEMENT),
+        f"over {DISAGREEMENT:.0%}, {NOT_BY_LUCK} images",
+        None if share.value is None else bool(_more(share, DISAGREEMENT)) and int(shown.sum()) >= NOT_BY_LUCK,
         True,
         "queries, luck, one step, a twin's examples or a detour of yours fool what the deployed gradient could not",
         _rows(shown),
@@ -280,7 +285,7 @@ def _unconverged(evidence: Evidence) -> Sign:
     moving = float(np.median(evidence.close["trace.range"])) if len(more) else 0.0
     return Sign(
         5,
-        "twice the iterations find more",
+        UNCONVERGED,
         share,
         f"over {DISAGREEMENT:.0%}",
         _more(share, DISAGREEMENT),
@@ -298,7 +303,7 @@ def _no_rise(evidence: Evidence) -> Sign:
     flat = None if rise.high is None else stood > POINTS and rise.high < POINTS
     return Sign(
         5,
-        "success hardly rises in twice the ball",
+        NO_RISE,
         rise,
         f"under {100 * POINTS:.0f} points",
         flat,

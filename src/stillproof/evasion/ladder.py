@@ -26,7 +26,7 @@ from stillproof.core.runtime import Runtime
 from stillproof.errors import BudgetExceeded, InputError, StillproofError, StoreError, reason
 from stillproof.evasion.allowance import Allowance
 from stillproof.evasion.examination import First
-from stillproof.evasion.indicators import within
+from stillproof.evasion.indicators import OTHERWISE, within
 
 Kind = Literal["one step", "deployed", "white box", "gradient-free", "transfer", "adaptive", "detour"]
 """What a rung sees. deployed: the gradient of the output as it is served, which is what can be masked; adaptive: the
@@ -131,7 +131,7 @@ class Ladder:
     """The first few adversarial images, (C, H, W), by row."""
     ended_by_budget: bool = False
 
-    def fell_to(self, *kinds: Kind) -> Tensor:
+    def fell_to(self, *kinds: str) -> Tensor:
         """Which images fell to any rung of these kinds, bool, (n,)."""
         found = torch.zeros_like(self.right)
         for step, outcome in zip(self.steps, self.outcomes, strict=True):
@@ -151,8 +151,8 @@ class Ladder:
 
     def is_suspicious(self) -> bool:
         """Whether something won where the deployed output's gradient lost, or there is no gradient at all."""
-        hidden = self.watched & self.fell_to("gradient-free", "one step") & ~self.fell_to("deployed")
-        hidden |= self.fell_to("transfer")  # it is shown to what nothing else has fooled
+        hidden = self.watched & self.fell_to(*OTHERWISE) & ~self.fell_to("deployed")
+        hidden |= self.fell_to("transfer", "detour")  # they are shown to what nothing else has fooled
         return bool(hidden.any()) or bool((self.dead & self.standing).any())
 
     def copy(self) -> Ladder:
@@ -258,7 +258,7 @@ class Climb:
                 # reserved before it is asked, so that who is killed in between and goes on cannot ask it twice over
                 self.save(foot, reserved=attack.queries * len(chunk))
             try:
-                found = self._attack(rung, attack, chunk)
+                found = self._attack(rung, attack, chunk, derive(self.seed, "rung", len(ladder.steps)))
             except BudgetExceeded as error:  # of a black box, whose queries are its own count
                 ladder.ended_by_budget = True
                 step.why += f"; after {step.asked} of {len(rows)} images: {error.what}"
@@ -293,8 +293,8 @@ class Climb:
         self.allowance.passes += forwards + int(found.backwards.sum())
         step.standing = int(ladder.standing.sum())
 
-    def _attack(self, rung: Rung, attack: Attack, rows: Tensor) -> AttackResult:
-        given: dict[str, Any] = {"seed": self.seed, "ids": rows, "runtime": self.runtime}
+    def _attack(self, rung: Rung, attack: Attack, rows: Tensor, seed: int) -> AttackResult:
+        given: dict[str, Any] = {"seed": seed, "ids": rows, "runtime": self.runtime}
         classifier = self.classifier
         if isinstance(attack, GradientAttack):
             given["through"] = rung.through

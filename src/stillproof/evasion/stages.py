@@ -82,7 +82,7 @@ class Scaled(nn.Module):
         return logits * self.factor
 
 
-@job(version=4)
+@job(version=5)
 def audit_classifier(
     context: Context,
     classifier: Artefact,

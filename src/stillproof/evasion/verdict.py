@@ -18,7 +18,17 @@ import numpy as np
 
 from stillproof.core import measures
 from stillproof.core.measurement import Measurement
-from stillproof.evasion.indicators import DEPLOYED, POINTS, SIGNIFICANT, UNBOUNDED, WHITE_BOX, Evidence, Sign, signs
+from stillproof.evasion.indicators import (
+    DEPLOYED,
+    POINTS,
+    SIGNIFICANT,
+    UNBOUNDED,
+    UNCONVERGED,
+    WHITE_BOX,
+    Evidence,
+    Sign,
+    signs,
+)
 from stillproof.findings import Finding, Status, judge
 
 STRONG_ENOUGH = 0.95
@@ -62,7 +72,8 @@ def decide(evidence: Evidence) -> Verdict:
     first = _first_deployed(evidence)
     deployed, less = evidence.stood_deployed[watched], worst[watched]
     missing = measures.unmeasured("attacks on the deployed output did not run to their end", n=n)
-    gap = measures.difference(deployed[None].astype(float), less[None].astype(float)) if is_settled else missing
+    # what stands at the end stood before: a plain share, whose interval is not 0 where none was seen
+    gap = measures.share(int(deployed.sum() - less.sum()), len(less)) if is_settled else missing
     p = measures.mcnemar(deployed, less) if is_settled else 1.0
     found = tuple(signs(evidence))
     masked, why = _masked(evidence, found, gap, p)
@@ -72,7 +83,7 @@ def decide(evidence: Evidence) -> Verdict:
         clean=measures.share(int(right.sum()), n),
         robust=measures.share(int(worst.sum()), n),
         claimed=missing if first is None else measures.share(int(first.sum()), n),
-        hidden=missing if first is None else measures.difference(first[None].astype(float), worst[None].astype(float)),
+        hidden=missing if first is None else measures.share(int(first.sum() - worst.sum()), n),
         gap=gap,
         p=p,
         signs=found,
@@ -108,7 +119,7 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
             said = f"other attacks take {points} more than cross-entropy does, not surely {100 * POINTS:.0f}"
             return _unless_weak(evidence, found, f"{said}, and no sign speaks of masking")
         explained = any(sign.number in EXPLAINING for sign in causes)
-        if _has(found, "twice the iterations") and not explained and not _hides_from_twice_the_steps(evidence):
+        if _has(found, UNCONVERGED) and not explained and not _hides_from_twice_the_steps(evidence):
             return (
                 "inconclusive",
                 f"cross-entropy leaves {points} too many, but it has not converged: give it more steps",
@@ -127,7 +138,7 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
             f"other attacks take {points} more than cross-entropy does, of only {watched} right images: audit more",
         )
     dead = [sign for sign in causes if sign.number == 1]
-    if dead and _has(found, "an unbounded attack"):
+    if dead and _has(found, UNBOUNDED):
         return (
             "inconclusive",
             f"at this epsilon cross-entropy is within {points} of the worst case, but {dead[0].name} on "
@@ -166,7 +177,7 @@ def _is_a_close_call(evidence: Evidence, gap: Measurement) -> bool:
 
 
 def _has(found: Sequence[Sign], name: str) -> bool:
-    return any(sign.is_present for sign in found if sign.name.startswith(name))
+    return any(sign.is_present for sign in found if sign.name == name)
 
 
 def _unless_weak(evidence: Evidence, found: Sequence[Sign], why: str) -> tuple[Masked, str]:
@@ -189,7 +200,8 @@ def _unless_weak(evidence: Evidence, found: Sequence[Sign], why: str) -> tuple[M
             return "inconclusive", f"{said} (binarisation test)"
         if not len(evidence.solved):
             return "inconclusive", "no problem could be posed to test the attack by (binarisation test)"
-        if (solved.high or 0.0) < STRONG_ENOUGH:
+        is_one_slip = hard - solved_hard == 1 and hard >= ENOUGH_FOR_A_SLIP
+        if (solved.value or 0.0) < STRONG_ENOUGH and not is_one_slip:
             tally = f"{solved_hard} of {hard}"
             return "inconclusive", f"the attack solves {tally} problems that are hard (binarisation test)"
         unbounded = next(sign for sign in found if sign.name == UNBOUNDED)
@@ -211,8 +223,9 @@ def _unless_weak(evidence: Evidence, found: Sequence[Sign], why: str) -> tuple[M
 FEWEST_WATCHED = 50
 """Right images below which nothing is said: of fewer, none may be missed where one in twenty would be."""
 
-FEWEST_HARD = 4
-"""Problems that random draws do not solve, below which the binarisation test shows nothing."""
+FEWEST_HARD, ENOUGH_FOR_A_SLIP = 4, 8
+"""Problems that random draws do not solve, below which the binarisation test shows nothing; and from which on one that
+the attack misses is no failure, though it is more than one in twenty."""
 
 MISSED = 0.03
 """Share of the images that an unbounded attack may miss by chance."""

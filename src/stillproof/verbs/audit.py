@@ -213,8 +213,10 @@ def conclude(settings: AuditSettings, values: Mapping[str, Artefact]) -> Result:
     if settings.self_test:
         planted = {name: verdict.decide(evidence_of(values[f"{name}/audit"])) for name in ("masked twin", "clean twin")}
         tables.insert(0, account.self_test({"model": found} | planted))
-        if planted["masked twin"].masked != "yes" or planted["clean twin"].masked == "yes":
-            notes.append("The self-test failed: the audit did not tell the planted twins apart on these data.")
+        said = {name: one.masked for name, one in planted.items()}
+        if said != {"masked twin": "yes", "clean twin": "no"}:
+            told = ", ".join(f"{name}: masked {masked}" for name, masked in said.items())
+            notes.append(f"The self-test failed: the audit does not tell planted twins apart on these data ({told}).")
     claimed = "" if found.claimed.value is None else f"PGD on the deployed output leaves {found.claimed.value:.1%}, "
     summary = (
         f"masked: {found.masked}. {found.clean.value:.1%} accuracy; {claimed}the worst case over all that was tried "
