@@ -34,6 +34,11 @@ def total(_context: Context, first: Artefact, others: list[Artefact], *, name: s
     return Artefact({"value": first.values["value"] + sum(other.values["value"] for other in others)})
 
 
+@job(version=1)
+def drawing(_context: Context, *, value: int) -> Artefact:
+    return Artefact({}, {"row": torch.rand(value)})
+
+
 @job(version=2)
 def number_anew(_context: Context, *, value: int) -> Artefact:
     return Artefact({"value": value})
@@ -315,3 +320,28 @@ def test_of_what_can_run_the_least_work_is_first() -> None:
     last = stage(total, "last", first=stages["long"], others=[stages["look"]], name="last")
     plan = Plan({**stages, "last": last}, FP32)
     assert [found.label for found in plan.order] == ["base", "look", "short", "long", "last"]
+
+
+def test_an_edited_plug_in_is_another_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What another package brings has no version of ours: its code is in the key."""
+    monkeypatch.syspath_prepend(tmp_path)
+    body = "from dataclasses import dataclass\n@dataclass(frozen=True)\nclass Setting:\n    x: int = 1\n"
+    keys = []
+    for added in ("", "# edited\n"):
+        (tmp_path / "a_plug_in.py").write_text(body + added)
+        sys.modules.pop("a_plug_in", None)
+        setting = __import__("a_plug_in").Setting()
+        one = stage(number, "one", value=1, name=setting)
+        keys.append(Plan({"one": one}, FP32).key(one))
+    assert keys[0] != keys[1]
+
+
+def test_what_a_stage_draws_is_the_same_in_every_run(tmp_path: Path) -> None:
+    found = []
+    for place in ("a", "b"):
+        torch.rand(len(place) + len(found))
+        before = torch.random.get_rng_state()
+        made = run(Plan({"drawn": stage(drawing, "draw", value=3)}, FP32), Store(str(tmp_path / place)))
+        assert torch.equal(torch.random.get_rng_state(), before)
+        found.append(made["drawn"].tensors["row"])
+    assert torch.equal(found[0], found[1])

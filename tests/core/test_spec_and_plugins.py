@@ -68,3 +68,9 @@ def test_an_unknown_name_is_answered_with_the_nearest() -> None:
 def test_code_that_cannot_be_loaded_is_one_clear_error() -> None:
     with pytest.raises(InputError, match="ModuleNotFoundError"):
         resolve("no_such_package_at_all:factory")
+
+
+@pytest.mark.parametrize("text", ["zoo:cnn?weights=", "round?decimals=&x=1", "a?b=%20"])
+def test_an_option_without_a_value_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="has no value"):
+        Spec.parse(text)

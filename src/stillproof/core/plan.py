@@ -18,7 +18,7 @@ from graphlib import TopologicalSorter
 from heapq import heappop, heappush
 from itertools import count
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from pydantic_core import PydanticSerializationError, to_jsonable_python
@@ -26,6 +26,7 @@ from torch import Tensor
 
 from stillproof.core import faults
 from stillproof.core.measurement import Cost
+from stillproof.core.plugins import plugin_identity
 from stillproof.core.runtime import Runtime
 from stillproof.core.store import Artefact, Store
 from stillproof.errors import InputError
@@ -185,8 +186,8 @@ class Plan:
 
 
 def _described(value: object) -> object:
-    """A setting as JSON. What has an `identity()` is that (a file: its content, not its path); a dataclass
-    comes with its type's name, so that two with the same fields differ."""
+    """A setting as JSON. What has an `identity()` is that (a file: its content, not its path); a dataclass comes with
+    its type's name, so that two with the same fields differ, and that of a plug-in with a digest of its code."""
     if hasattr(value, "identity"):
         return to_jsonable_python(value.identity())
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -195,7 +196,8 @@ def _described(value: object) -> object:
         described = {item.name: _described(getattr(value, item.name)) for item in fields(value)}
         version = getattr(value, "version", 1)  # of what it does, as a job has one
         described |= {"version": version} if version != 1 else {}
-        return {"type": f"{type(value).__module__}:{type(value).__qualname__}", **described}
+        place = f"{type(value).__module__}:{type(value).__qualname__}"
+        return {"type": place, **described, **plugin_identity(cast(type, type(value)))}
     try:
         return to_jsonable_python(value)
     except PydanticSerializationError:
@@ -268,7 +270,9 @@ class Execution:
                 self.plan.code,
             )
             started = time.monotonic()
-            made = found.job.run(context, **inputs, **found.settings)
+            with torch.random.fork_rng(devices=[]):  # what a randomised classifier draws is the same in every run
+                torch.manual_seed(int(key[:15], 16))
+                made = found.job.run(context, **inputs, **found.settings)
             seconds = time.monotonic() - started
             made = replace(made, cost=made.cost.model_copy(update={"seconds": seconds, "peak_bytes": _peak_bytes()}))
             about = {"job": found.job.name, "version": found.job.version, "label": found.label}

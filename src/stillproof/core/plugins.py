@@ -205,14 +205,28 @@ def user_code(spec: Spec) -> Any:
 
 
 def code_identity(spec: Spec) -> str:
-    """A digest of the file that holds a `module:factory`, and of what that imports from its folder or package, and so
-    on, so that an edited file is a different stage."""
-    factory = user_code(spec)
+    """A digest of the code of a `module:factory` (see `_code_digest`)."""
+    return _code_digest(user_code(spec), spec.name.partition(":")[0])
+
+
+@cache  # it is in the key of every stage that has such a setting
+def plugin_identity(factory: Any) -> Mapping[str, str]:
+    """The digest of the code of a class or function that another package brings; nothing of our own, whose stages have
+    versions."""
+    module = str(getattr(factory, "__module__", ""))
+    return {} if module.partition(".")[0] in OURS else {"code": _code_digest(factory, module)}
+
+
+OURS = ("stillproof", "builtins")
+
+
+def _code_digest(factory: Any, module: str) -> str:
+    """Of the file that holds this, and of what that imports from its folder or package, and so on, so that an edited
+    file is a different stage."""
     try:
         own = Path(inspect.getfile(factory)).resolve()
     except (TypeError, OSError):
         return "no source file"
-    module = spec.name.partition(":")[0]
     depth = module.count(".") + (own.name == "__init__.py")
     files, waiting = set[Path](), [own]
     while waiting:

@@ -28,12 +28,15 @@ class Spec:
         if not name.strip():
             raise InputError(f"the SPEC {text!r} has no name.", "Write NAME or NAME?option=value&option=value.")
         try:
-            pairs = parse_qsl(query, strict_parsing=True) if query else []
+            pairs = parse_qsl(query, strict_parsing=True, keep_blank_values=True) if query else []
         except ValueError:
             raise InputError(
                 f"the options of the SPEC {text!r} cannot be read.",
                 "Write NAME?option=value&option=value (quote it: the shell reads ? and & itself).",
             ) from None
+        blank = next((option for option, value in pairs if not value.strip()), None)
+        if blank is not None:
+            raise InputError(f"the option {blank} of the SPEC {text!r} has no value.", "Give it one, or leave it out.")
         options = dict(pairs)
         if len(options) < len(pairs):
             raise InputError(f"an option stands twice in the SPEC {text!r}.", "Keep one of them.")

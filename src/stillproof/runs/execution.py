@@ -47,6 +47,10 @@ class Work(Protocol):
         """(settings, values) -> sets of images, by file name."""
 
 
+ONE_AT_A_TIME = threading.RLock()
+"""Trainings seed torch, and Fabric wraps its backward, for the whole process: runs in threads take turns."""
+
+
 class Run:
     """A verb with its settings, planned; nothing has run yet. Raises InputError where it cannot be planned."""
 
@@ -56,8 +60,9 @@ class Run:
 
         self.work, self.settings, self.options = work, settings, options
         self.runtime: Runtime = Runtime.choose(options.device, options.precision, options.threads)
-        self.runtime.apply()
-        self.plan: Plan = work.plan(settings, self.runtime)
+        with ONE_AT_A_TIME:
+            self.runtime.apply()
+            self.plan: Plan = work.plan(settings, self.runtime)
         self.store: Store = Store(options.store_location)
 
     def perform(self, directory: RunDirectory | None = None) -> tuple[RunDirectory, Result]:
@@ -65,10 +70,13 @@ class Run:
 
         directory: that of a run which is resumed; else a new one. Raises StillproofError.
         """
+        with ONE_AT_A_TIME:
+            return self._perform(directory or self._new_directory())
+
+    def _perform(self, directory: RunDirectory) -> tuple[RunDirectory, Result]:
         from stillproof.core.plan import Execution
         from stillproof.runs.environment import environment
 
-        directory = directory or self._new_directory()
         surroundings = environment(self.runtime)
         directory.write(ENVIRONMENT, _as_json(surroundings))
         passes = sum(found.passes for found in self.plan.needed(self.store))

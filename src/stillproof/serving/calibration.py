@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -15,13 +16,14 @@ from stillproof.serving.guard import Guard, guard
 from stillproof.serving.responses import Response
 from stillproof.serving.responses.joined import parts_of
 
-STEPS = 40
+STEPS, LOOKS = 40, 12
+"""Of the bisection; and of the look at all strengths before it."""
 
 AT_ONCE = 256
 """Answers that are changed at once."""
 
-NEAR = 0.02
-"""How near the L1 distance must come, as a share of what was wanted: rounding goes in leaps."""
+NEAR, NOTHING = 0.02, 1e-5
+"""How near the L1 distance must come, as a share of what was wanted: rounding goes in leaps. What is no distance."""
 
 
 class _Given(nn.Module):
@@ -58,7 +60,7 @@ class Calibrated:
 
     def misses(self, wanted: float) -> bool:
         """Whether that is not what was wanted."""
-        return abs(self.l1 - wanted) > NEAR * max(wanted, 1e-9)
+        return abs(self.l1 - wanted) > max(NEAR * wanted, NOTHING)
 
 
 @torch.no_grad()
@@ -98,9 +100,13 @@ def nearest_to(
         served = _Given(logits)
         return mean_l1(guard(served, at(value), asked), seen, [served, *asked])
 
-    weak, strong = response.strength.weakest, response.strength.strongest
-    tried = {value: distance(value) for value in (weak, strong)}
-    for _ in range(STEPS if l1 < tried[strong] else 0):
+    weakest, strongest = response.strength.weakest, response.strength.strongest
+    looked = [weakest + (strongest - weakest) * part / LOOKS for part in range(LOOKS + 1)]
+    tried = {value: distance(value) for value in looked}
+    # rounding does not only grow with its strength: the first interval, from the weak end, that holds the distance
+    crossed = (pair for pair in pairwise(looked) if tried[pair[0]] <= l1 <= tried[pair[1]])
+    weak, strong = next(crossed, (weakest, weakest))
+    for _ in range(STEPS if strong != weak else 0):
         middle = (weak + strong) / 2
         tried[middle] = distance(middle)
         weak, strong = (middle, strong) if tried[middle] < l1 else (weak, middle)

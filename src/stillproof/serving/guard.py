@@ -38,20 +38,26 @@ class Guard(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """float32 in [0, 1], (N, C, H, W) -> log-probabilities, (N, K)."""
         logits = self.model(images).float()
-        served = self.response(logits, images, self.state).log_softmax(dim=1)
+        answer = self.response(logits, images, self.state)
+        if answer.shape != logits.shape:
+            shapes = f"{tuple(answer.shape)} for logits of {tuple(logits.shape)}"
+            raise InputError(f"the response {self.response.title} answers {shapes}.", "It must return logits, (N, K).")
+        served = answer.log_softmax(dim=1)
         return with_winner(served, winner_of(logits)) if self.response.keeps_argmax else served
 
 
 def guard(model: nn.Module, response: Response | str, helpers: Sequence[nn.Module] = ()) -> Guard:
     """A module that serves a classifier's answers through a response, for production.
 
-    model: images to logits. response: a Response, or a SPEC such as `top?k=3+round?decimals=2`. helpers: a network for
-    each part of the response that needs one, in order (MAD: a surrogate; adaptive misinformation: one that is trained
-    to be wrong); they are put into eval mode, and need no gradients any more. Raises InputError.
+    model: images to logits, (N, K). response: a Response, or a SPEC such as `top?k=3+round?decimals=2`. helpers: a
+    network for each part of the response that needs one, in order (MAD: a surrogate; adaptive misinformation: one that
+    is trained to be wrong); they are put into eval mode, and need no gradients any more. Raises InputError.
     """
     if not isinstance(model, nn.Module):
         raise InputError(f"a {type(model).__name__} cannot be guarded.", "Give a torch.nn.Module.")
     chosen = response_of(Spec.parse_joined(response)) if isinstance(response, str) else response
+    if not isinstance(chosen, Response):
+        raise InputError(f"a {type(chosen).__name__} is no response.", "Give a SPEC such as round?decimals=2.")
     waiting = list(helpers)
     states: list[nn.Module | None] = []
     for part in parts_of(chosen):
@@ -67,5 +73,10 @@ def guard(model: nn.Module, response: Response | str, helpers: Sequence[nn.Modul
 
 
 def finite(served: Tensor) -> Tensor:
-    """Served log-probabilities, or logits, with LEAST in place of −inf, so that distances can be measured."""
+    """Served log-probabilities, or logits, with LEAST in place of −inf, so that distances can be measured.
+
+    Raises InputError for NaN.
+    """
+    if served.isnan().any():
+        raise InputError("what is served holds NaN.", "Mend the classifier, or the response before it.")
     return served.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=LEAST)

@@ -84,7 +84,15 @@ class HttpClassifier:
 
     def __call__(self, images: Tensor) -> Tensor:
         """The answers."""
+        if self.budget is not None and self.queries + len(images) > self.budget:
+            raise self._spent(len(images))
         return torch.cat([self._ask(part) for part in images.split(self.endpoint.batch)])  # type: ignore[no-untyped-call]
+
+    def _spent(self, images: int) -> BudgetExceeded:
+        return BudgetExceeded(
+            f"{self.queries} of {self.budget} queries are spent, and {images} more are needed.",
+            "Raise the budget of queries.",
+        )
 
     def close(self) -> None:
         """Let the connection go."""
@@ -108,11 +116,8 @@ class HttpClassifier:
         return self._answer(response, len(images))
 
     def _send(self, body: bytes, headers: dict[str, str], images: int) -> bytes:
-        if self.budget is not None and self.queries + images > self.budget:
-            raise BudgetExceeded(
-                f"{self.queries} of {self.budget} queries are spent, and {images} more are needed.",
-                "Raise the budget of queries.",
-            )
+        if self.budget is not None and self.queries + images > self.budget:  # a second try costs as much as the first
+            raise self._spent(images)
         if self.endpoint.rate:
             time.sleep(max(0.0, self._next_request - time.monotonic()))
             self._next_request = time.monotonic() + 1 / self.endpoint.rate

@@ -174,6 +174,7 @@ class Account:
             retrained=None if alone else self.retrained if self.retrained is not None else self.signals[VICTIM],
             utility=utility.status,
             diverged=self.diverged.get(name, ()),
+            deterministic=self.deterministic,
         )
         kept = protection.protection_finding(name, self.theft(VICTIM), self.theft(name), promised, took.status)
         return [kept, utility, took]

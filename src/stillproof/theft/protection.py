@@ -151,7 +151,7 @@ def protection_finding(subject: str, undefended: Theft, defended: Theft, promise
         evidence.insert(0, f"The defence {known} (SP-T4), so no protection is claimed for it.")
     if len(defended.right) == 1:
         evidence.append(ONE_SEED)
-    if (status == "pass" and (took != "pass" or len(defended.right) == 1)) or took == "fail":
+    if (status == "pass" and took != "pass") or took == "fail" or len(defended.right) == 1:
         status = "inconclusive"
     return Finding(
         rule="SP-T2",
@@ -201,28 +201,33 @@ def took_finding(
     retrained: Sequence[Array] | None,
     utility: Status,
     diverged: Sequence[str] = (),
+    deterministic: bool = True,
 ) -> Finding:
     """SP-T4: did the defence take? Its answers must differ from the victim's by more than a retraining does.
 
     victim, defended: logits on the same images, (n, K), one array a seed. retrained: those of another honest
     victim for each seed; with one seed, of as many as there are; None where nothing was trained (a response before the
-    victim itself): then every change of the answers is the defence's. diverged: how its training did, where it did; the
-    answers are then those of a network that was not trained.
+    victim itself): then every change of the answers is the defence's, if the victim is deterministic. diverged: how its
+    training did, where it did; the answers are then those of a network that was not trained.
     """
     T = SIGNAL_TEMPERATURE
     change = np.stack([measures.kl_per_image(a, b, T) for a, b in zip(victim, defended, strict=True)])
     shown = {
         "KL to the original answers": measures.difference(change, np.zeros_like(change), "nats"),
-        "entropy, original": measures.entropy(np.concatenate(victim), T),
-        "entropy, defended": measures.entropy(np.concatenate(defended), T),
-        "top-1 agreement": measures.agreement(
-            np.concatenate(victim).argmax(axis=1), np.concatenate(defended).argmax(axis=1)
+        "entropy, original": _entropy(victim),
+        "entropy, defended": _entropy(defended),
+        "top-1 agreement": measures.mean_share(
+            np.stack([a.argmax(axis=1) == b.argmax(axis=1) for a, b in zip(victim, defended, strict=True)])
         ),
     }
     evidence = [f"Answers read at T = {T:g}, on the thief's queries or on images that nothing was trained on."]
     if float(change.mean()) <= SAME_SIGNAL:
         signal: Status = "fail"
         title = "The defence did not take: its answers are the victim's own"
+    elif retrained is None and not deterministic:
+        signal = "inconclusive"
+        title = "Whether the defence took cannot be told from the victim's own randomness"
+        evidence.append("The victim answers the same image differently each time, whatever the response does.")
     elif retrained is None:
         signal = "pass"
         title = "The defence took: its answers are not the victim's own"
@@ -257,6 +262,12 @@ def took_finding(
         if signal != "pass"
         else "",
     )
+
+
+def _entropy(answers: Sequence[Array]) -> Measurement:
+    """Mean over seeds and images, in nats."""
+    found = np.stack([measures.entropy_per_image(logits, SIGNAL_TEMPERATURE) for logits in answers])
+    return measures.difference(found, np.zeros_like(found), "nats")
 
 
 def _beyond_a_retraining(

@@ -178,6 +178,10 @@ def _way(settings: DistillSettings) -> _Way:
     given = [f"--{name}" for name, is_asked in asked.items() if is_asked]
     if len(given) > 1:
         raise InputError(f"{' and '.join(given)} contradict each other.", "Give one of them.")
+    if settings.robust and "objective" in settings.model_fields_set:
+        raise InputError("--objective and --robust contradict each other.", "Give one of them.")
+    if settings.trusted and not settings.resistant:
+        raise InputError("--trusted names images for --resistant alone.", "Add --resistant, or leave it out.")
     if settings.temperature != DEFENSIVE_TEMPERATURE and not settings.defensive:
         raise InputError(
             "--temperature is that of defensive distillation.", "Add --defensive, or use kd?temperature=4."
@@ -210,6 +214,10 @@ def _way(settings: DistillSettings) -> _Way:
             f"{settings.objective!r} cannot be distilled with --resistant: it matches features, or learns labels that "
             "may be an attacker's.",
             "Use kd?alpha=1, with any temperature.",
+        )
+    if isinstance(objective, FeatureObjective) and {"label_mode"} <= settings.model_fields_set:
+        raise InputError(
+            f"{settings.objective!r} sees each view anew: no answers of it can be cached.", "Leave --label-mode out."
         )
     online = settings.label_mode == "online" or isinstance(objective, FeatureObjective)
     return _Way(objective, online, 4 if online else 3)

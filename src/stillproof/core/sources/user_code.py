@@ -22,7 +22,9 @@ class UserCode(Source):
     spec: Spec
 
     def identity(self) -> Mapping[str, object]:
-        return {"source": str(self.spec), "code": code_identity(self.spec)}
+        made = self._made()  # its images may come from a file that changes while the code does not
+        images = [part.fingerprint() for part in (made.train, made.test)]
+        return {"source": str(self.spec), "code": code_identity(self.spec), "images": images}
 
     def facts(self) -> Facts:
         train, test = self._made()

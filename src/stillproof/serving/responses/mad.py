@@ -135,7 +135,7 @@ class MAD(Response):
         target = torch.where(turns, target, p)  # what turns nothing is not worth a change
         distance = (target - p).abs().sum(dim=1, keepdim=True)
         a = (self.epsilon / distance.clamp_min(SMALL)).clamp(max=1)
-        served = (p + a * (target - p)).clamp_min(0).log().float()
+        served = (p + a * (target - p)).clamp_min(torch.finfo(torch.float32).tiny).log().float()
         return with_winner(served, winner) if self.argmax else served
 
     def prepare(self, victim: Stage, data: Stage, *, recipe: Recipe, images: int, seed: int) -> Stage | None:  # noqa: ARG002

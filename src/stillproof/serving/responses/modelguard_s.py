@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -10,6 +11,9 @@ from torch import Tensor, nn
 
 from stillproof.errors import InputError
 from stillproof.serving.responses import Response, Strength, winner_of, with_winner
+
+WRITING = threading.Lock()
+"""One for all books, as a lock can neither be copied nor saved: who looks a word up may write it."""
 
 
 class Codebook(nn.Module):
@@ -29,16 +33,16 @@ class Codebook(nn.Module):
     def answer(self, row: Tensor, winner: int, epsilon: float) -> Tensor:
         """The first word of the class within L1 ε of a row of log-probabilities, (K,); the row itself becomes one
         where there is none."""
-        words = self.words.get(winner)
-        if words is not None:
+        with WRITING:
+            words = self.words.get(winner)
+            if words is None:
+                self.words[winner] = row[None].clone()
+                return row
             near = (words.exp() - row.exp()).abs().sum(dim=1) <= epsilon
             if near.any():
                 return words[int(near.int().argmax())]
-            row = row[None]
-            self.words[winner] = torch.cat([words, row])
-            return row[0]
-        self.words[winner] = row[None].clone()
-        return row
+            self.words[winner] = torch.cat([words, row[None]])
+            return row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,8 @@ class ModelGuardS(Response):
     """Serves the first earlier answer that names the same class and is within L1 ε; else the answer itself.
 
     The ordered, incremental quantisation of the reference code, beginning with no words. An answer depends on the
-    queries before it, but the same query gets the same answer ever after. argmax is kept.
+    queries before it, but the same query gets the same answer ever after. argmax is kept. What it remembers grows with
+    the distinct answers (the smaller ε, the more), and is searched in order: limit the queries, or begin it anew.
     """
 
     epsilon: float = 1.0
