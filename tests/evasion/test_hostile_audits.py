@@ -15,8 +15,9 @@ from stillproof.core.runtime import Runtime
 from stillproof.errors import BudgetExceeded, InputError
 from stillproof.evasion.account import curves, tables
 from stillproof.evasion.allowance import Budget
-from stillproof.evasion.auditing import Thoroughness, audit
-from stillproof.evasion.ladder import Effort
+from stillproof.evasion.auditing import Thoroughness, _count, audit
+from stillproof.evasion.examination import First
+from stillproof.evasion.ladder import Effort, begin
 from stillproof.evasion.stages import Asked
 from stillproof.evasion.verdict import decide, findings
 
@@ -106,6 +107,82 @@ def test_what_cannot_run_is_refused_with_the_reason() -> None:
         audit(Net("half"), images, torch.zeros(4, dtype=torch.int64), Linf(0.1), runtime=FP32)
     with pytest.raises(InputError, match="no image to audit"):
         audit(Net(), images[:0], torch.zeros(0, dtype=torch.int64), Linf(0.1), runtime=FP32)
+
+
+class Noisy(Net):
+    """Its images are hidden in noise, which a seed may make the same in every pass."""
+
+    def __init__(self, seed: int | None) -> None:
+        super().__init__()
+        self.seed = seed
+
+    def __deepcopy__(self, memo: object) -> Noisy:
+        made = Noisy(self.seed)
+        made.load_state_dict(self.state_dict())
+        return made
+
+    def forward(self, images: Tensor) -> Tensor:
+        drawn = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        return super().forward(images + 0.1 * torch.randn(images.shape, generator=drawn))
+
+
+def test_a_lucky_draw_is_nothing_that_an_attack_found() -> None:
+    """In a ball that holds next to nothing, nothing is found, however often a randomised classifier is asked."""
+    model = Noisy(None)
+    images, labels = case(Net(), n=60)
+    found = audit(model.eval(), images, labels, Linf(1e-5), thoroughness=replace(TINY, images=60), runtime=FP32)
+    lost = int(found.evidence.right.sum() - found.evidence.standing.sum())
+    assert int(found.evidence.right.sum()) > 40
+    assert lost <= 6  # those whose first ten passes were right by luck: these images lie anywhere
+    assert "it answers at random" in decide(found.evidence).why or decide(found.evidence).masked == "inconclusive"
+
+
+def test_an_answer_that_depends_on_the_batch_is_refused() -> None:
+    images, labels = case(Net())
+    with pytest.raises(InputError, match="depends on what else is in the batch"):
+        audit(Noisy(0).eval(), images, labels, Linf(0.1), thoroughness=TINY, runtime=FP32)
+
+
+class _KnowsItsClasses(torch.autograd.Function):
+    @staticmethod
+    def forward(_context: object, logits: Tensor) -> Tensor:
+        return logits.clone()
+
+    @staticmethod
+    def backward(_context: object, gradient: Tensor) -> Tensor:
+        return gradient - torch.zeros(1, 3)
+
+
+class Knowing(Net):
+    """Its backward pass is written for three classes."""
+
+    def __deepcopy__(self, memo: object) -> Knowing:
+        made = Knowing()
+        made.load_state_dict(self.state_dict())
+        return made
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = _KnowsItsClasses.apply(super().forward(images))  # type: ignore[no-untyped-call]
+        return found
+
+
+def test_a_backward_pass_that_cannot_be_tested_ends_no_audit() -> None:
+    images, labels = case(Knowing())
+    assert everything_said(Knowing().eval(), images, labels, Linf(0.1)) in ("no", "inconclusive")
+
+
+def test_what_a_close_look_finds_counts_and_is_no_sign_where_it_climbed_what_is_served() -> None:
+    images, labels = case(Net(), n=6)
+    first = First(logits=Net().eval()(images).detach(), ce=torch.ones(6), margin=torch.ones(6), repeats=torch.zeros(6))
+    ladder = begin(first, labels, has_gradient=True, watched=6)
+    nothing = torch.zeros(4, dtype=torch.bool)
+    found = dict.fromkeys(("sweep.1", "sweep.10", "apgd", "apgd.double"), nothing) | {"nearest": torch.full((4,), 9.0)}
+    found["apgd.double"] = torch.tensor([True, False, False, False])
+    found["nearest"] = torch.tensor([0.05, 0.09, 0.2, 9.0])
+    _count(ladder, torch.arange(4), found, Linf(0.1))
+    assert ladder.standing.tolist() == [False, False, True, True, True, True]
+    assert [(step.kind, step.fell) for step in ladder.steps] == [("deployed again", 1), ("close look", 1)]
+    assert ladder.distance[:4].tolist() == pytest.approx([0.05, 0.09, 0.2, 9.0])
 
 
 def test_where_nothing_is_right_nothing_is_said() -> None:

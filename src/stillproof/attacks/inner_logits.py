@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 def last_linear(classifier: nn.Module, images: Tensor) -> str | None:
@@ -43,14 +47,45 @@ class InnerLogits(nn.Module):
         return said[-1]
 
 
+class BeforeSoftmax(nn.Module):
+    """A classifier that answers with what its last softmax is given, whatever that comes from."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) -> the softmax's argument, (N, K); its answer, where there is no softmax."""
+        with _Listening() as heard:
+            answer: Tensor = self.classifier(images)
+        return answer if heard.given is None else heard.given
+
+
+class _Listening(TorchFunctionMode):
+    """While it is on, it keeps what a softmax was given last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.given: Tensor | None = None
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        if getattr(func, "__name__", "") in ("softmax", "log_softmax") and args and isinstance(args[0], Tensor):
+            self.given = args[0]
+        return func(*args, **(kwargs or {}))
+
+
 def inner_logits(classifier: nn.Module, images: Tensor) -> nn.Module:
-    """The classifier up to its last linear layer, where that decides as the classifier does and says more; else the
-    classifier."""
+    """The classifier up to its last linear layer, or its last softmax, where that decides as the classifier does and
+    says more; else the classifier."""
     layer = last_linear(classifier, images)
-    if layer is None:
-        return classifier
-    found = InnerLogits(classifier, layer)
+    candidates = [*([] if layer is None else [InnerLogits(classifier, layer)]), BeforeSoftmax(classifier)]
     with torch.no_grad():
-        said, answer = found(images), classifier(images)
-    alike = said.shape == answer.shape and torch.equal(said.argmax(1), answer.argmax(1))
-    return found if alike and not torch.equal(said, answer) else classifier
+        answer = classifier(images)
+        for found in candidates:
+            said = found(images)
+            alike = said.shape == answer.shape and torch.equal(said.argmax(1), answer.argmax(1))
+            if alike and not torch.equal(said, answer):
+                return found
+    return classifier

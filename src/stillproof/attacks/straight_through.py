@@ -61,7 +61,7 @@ class _Through(TorchFunctionMode):
         if name in SIGNS:
             self.passed += 1
             return _passed(func(values.detach()), values.tanh())
-        if name == "detach":
+        if name == "detach" or func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
             self.passed += values.requires_grad
             return values
         if name in LEAVING:

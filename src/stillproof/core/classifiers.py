@@ -311,7 +311,7 @@ def admit(model: nn.Module, images: ImageSet, what: str) -> tuple[nn.Module, Doo
     if facts.hides:
         raise InputError(
             f"{what} answers with −inf, as a guarded model does for what it hides.",
-            "Give the model within, and name its response where one can be named (--defence).",
+            "Give the model within. steal names its response (--defence), and audit --black-box asks it as it is.",
         )
     if not facts.finite:
         raise InputError(f"{what} returns NaN or infinite values on {images.name!r}.", "Check its weights.")

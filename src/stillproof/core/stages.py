@@ -328,7 +328,14 @@ def classifier_artefact(classifier: nn.Module, model: Model, images: ImageSet, *
         "outputs": "probabilities" if isinstance(classifier, FromProbabilities) else "logits",
         **more,
     }
-    tensors = {STATE + name: value for name, value in inner(classifier).state_dict().items()}
+    state = inner(classifier).state_dict()
+    other = next((name for name, value in state.items() if not isinstance(value, Tensor)), None)
+    if other is not None:
+        raise InputError(
+            f"{model.text} keeps something in its state that is no tensor ({other}), so it cannot be kept as weights.",
+            "Modules that torch quantised itself do: give the float model, or ask it alone (audit --black-box).",
+        )
+    tensors = {STATE + name: value for name, value in state.items()}
     calibration = calibration_of(classifier)
     if calibration is not None:
         tensors[CALIBRATION] = calibration

@@ -24,7 +24,7 @@ from stillproof.evasion.allowance import Allowance, Budget
 from stillproof.evasion.binarisation import Binarised, binarisation_test
 from stillproof.evasion.escalation import rungs
 from stillproof.evasion.examination import REPEATED, Examined, First, examine, first_look
-from stillproof.evasion.indicators import REPEAT_TOLERANCE, Evidence
+from stillproof.evasion.indicators import REPEAT_TOLERANCE, Evidence, within
 from stillproof.evasion.ladder import Climb, Effort, Ladder, Metered, begin, restore
 
 EOT_SAMPLES = 10
@@ -165,7 +165,23 @@ def _closely(
         posed = climb.images[rows[: how.problems]]
         tested = binarisation_test(module, posed, attack, *common, points=how.points, seed=seed)
     ladder.ended_by_budget = close.was_cut or tested.was_cut
-    return rows[: close.images], close, tested
+    rows = rows[: close.images]
+    if climb.samples == 1 and close.images:  # of what is randomised one look is no proof
+        _count(ladder, rows, close.found, climb.threat)
+    return rows, close, tested
+
+
+def _count(ladder: Ladder, rows: Tensor, found: Mapping[str, Tensor], threat: Linf | L2) -> None:
+    """What looking closely found within the ball, and the ladder did not: it was tried, so it counts."""
+    served = found["sweep.1"] | found["apgd"] | found["apgd.double"]
+    other = within(found["nearest"], threat.epsilon)
+    for name, fell in found.items():
+        other = other | fell if name.startswith("sweep.") else other
+    for which, kind, fell in (("as it is served", "deployed again", served), ("otherwise", "close look", other)):
+        everywhere = torch.zeros_like(ladder.right)
+        everywhere[rows] = fell.cpu()
+        ladder.note(f"close look, {which}", kind, "what was found besides while looking closely", everywhere)  # type: ignore[arg-type]
+    ladder.distance[rows] = torch.minimum(ladder.distance[rows], found["nearest"].cpu())
 
 
 def _first_cost(images: int, samples: int, *, has_gradient: bool) -> Cost:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from stillproof.attacks.attack import GradientAttack
 from stillproof.attacks.inner_logits import last_linear
 from stillproof.attacks.random_draws import RandomDraws
+from stillproof.attacks.record import AttackResult
 from stillproof.attacks.straight_through import way_through
 from stillproof.attacks.threats import L2, Linf, unit
 from stillproof.core.measurement import Cost
@@ -81,13 +82,13 @@ def binarisation_test(
         one = images[number : number + 1]
         inner, boundary = _points(one, threat, points, derive(seed, "binarisation", number))
         around = torch.cat([one, inner, boundary]).to(runtime.device)
-        posed = _posed(classifier, head, around) or _posed(classifier, None, around)
-        if posed is None:
-            continue
-        inside = torch.zeros(1, dtype=torch.int64)
-        through = way_through(posed, around[:4])
         own = derive(seed, "solve", number)  # the problems are trials of their own
-        searched = attack(posed, one, inside, seed=own, runtime=runtime, through=through)
+        found = _solved(_posed(classifier, head, around), one, attack, around, runtime, own)
+        found = found or _solved(_posed(classifier, None, around), one, attack, around, runtime, own)
+        if found is None:
+            continue
+        posed, searched = found
+        inside = torch.zeros(1, dtype=torch.int64)
         drawn = RandomDraws(threat=threat, queries=points)(posed, one, inside, seed=own, runtime=runtime)
         solved.append(searched.success)
         lucky.append(drawn.success)
@@ -97,6 +98,19 @@ def binarisation_test(
     if not solved:
         return replace(Binarised.nothing(), was_cut=was_cut)
     return Binarised(torch.cat(solved), torch.cat(lucky), cost, was_cut)
+
+
+def _solved(
+    posed: nn.Module | None, image: Tensor, attack: GradientAttack, around: Tensor, runtime: Runtime, seed: int
+) -> tuple[nn.Module, AttackResult] | None:
+    """A problem with what the attack made of it; None where there is none, or where it cannot be climbed."""
+    if posed is None:
+        return None
+    inside = torch.zeros(1, dtype=torch.int64)
+    try:
+        return posed, attack(posed, image, inside, seed=seed, runtime=runtime, through=way_through(posed, around[:4]))
+    except Exception:  # a module's own backward may know how many classes it had
+        return None
 
 
 def _points(image: Tensor, threat: Linf | L2, points: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ how many images, what fell, what it cost, and why the next was tried or left out
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -74,18 +75,25 @@ def rungs(
         nearest = FMN(norm=norm, steps=effort.nearest, samples=samples)
         why = "follows the boundary instead of filling the ball"
         yield Rung(f"FMN-{effort.nearest}", "white box", nearest, "standing", why, skip=_without_gradient)
-        climbing = APGD(**white, steps=effort.apgd, loss="margin")
+        # where this is the only way, it has to be tried as hard as the front door
+        climbing = {
+            f"APGD-{effort.apgd}, margin": replace(apgd, loss="margin"),
+            f"APGD-{effort.apgd}, cross-entropy": replace(apgd, loss="cross-entropy"),
+            f"APGD-T-{effort.targeted}, DLR": targeted,
+            f"FMN-{effort.nearest}": nearest,
+        }
         why = "takes the logits before any softmax, and passes gradients through rounding, signs, casts and detach()"
         no_way = "it has no step without a derivative that could be passed through"
-        yield Rung(
-            f"APGD-{effort.apgd}, straight through",
-            "white box",
-            climbing,
-            "standing",
-            why,
-            through=through,
-            skip=lambda _: no_way if through is None else "",
-        )
+        for name, attack in climbing.items() if through is not None else ((f"APGD-{effort.apgd}", apgd),):
+            yield Rung(
+                f"{name}, straight through",
+                "straight through",
+                attack,
+                "standing",
+                why,
+                through=through,
+                skip=lambda _: no_way if through is None else "",
+            )
     if adaptive is not None and module is not None:
         yield _adaptive(adaptive, white, effort)
     if twins:

@@ -28,6 +28,10 @@ BATCH = 256
 REPEATED = 16
 """Images that a black box is asked about twice, to see whether it is randomised."""
 
+ALONE, COMPANY, SAME = 16, 0.01, 1e-4
+"""Images that are asked about again two by two in another order; the difference that may make, of the logits' spread
+(numbers that a batch shares, as dynamic quantisation's, make some); and what two passes of the same may."""
+
 TEMPERATURES = (1, 10, 100)
 """T̂ of the sweep: cross-entropy on z/T̂. The order of the logits does not change."""
 
@@ -73,8 +77,24 @@ def first_look(
         else:
             found = _heard(asked(classifier, classes, runtime), some, again=REPEATED if rows.start == 0 else 0)
         parts.append(tuple(part.cpu() for part in found))
+    if module is not None and samples == 1:
+        _check_alone(module, images[:ALONE].to(runtime.device), runtime, bool((parts[0][3] > SAME).any()))
     logits, ce, steepness, repeats = zip(*parts, strict=True)
     return First(_of_one_width(logits, classes), torch.cat(ce), torch.cat(steepness), torch.cat(repeats))
+
+
+def _check_alone(module: nn.Module, images: Tensor, runtime: Runtime, is_random: bool) -> None:
+    """Raise InputError where an image is answered otherwise in other company: what is found would hold of batches."""
+    if is_random or len(images) < 2:
+        return
+    with frozen(module, images, runtime) as prepared:
+        together = prepared.judge(images)
+        apart = torch.cat([prepared.judge(part) for part in torch.split(images.flip(0), 2)]).flip(0)
+    if float(_difference(apart, together).median()) > COMPANY:
+        raise InputError(
+            "its answer about an image depends on what else is in the batch.",
+            "Is a batch norm in training mode, or noise drawn from a fixed seed in forward? Mend that first.",
+        )
 
 
 def _of_one_width(parts: Sequence[Tensor], classes: int) -> Tensor:

@@ -45,7 +45,7 @@ def within(distance: Any, epsilon: float) -> Any:
     return distance <= epsilon * (1 + 1e-5) + 1e-7
 
 
-DEPLOYED, WHITE_BOX = "deployed", "white box"
+DEPLOYED, DEPLOYED_AGAIN, WHITE_BOX, STRAIGHT = "deployed", "deployed again", "white box", "straight through"
 
 UNBOUNDED, UNCONVERGED = "an unbounded attack fails", "twice the iterations find more"
 NO_RISE = "success hardly rises in twice the ball"
@@ -123,7 +123,7 @@ class Evidence:
     @property
     def stood_deployed(self) -> Array:
         """Which images stood against all of that."""
-        found: Array = self.settled & ~self.fell_to(DEPLOYED)
+        found: Array = self.settled & ~self.fell_to(DEPLOYED, DEPLOYED_AGAIN)
         return found
 
     @property
@@ -166,7 +166,7 @@ class Sign:
 
 def signs(evidence: Evidence) -> list[Sign]:
     """All nine, in order; those of gradients are missing where none was looked at: a black box, a spent budget."""
-    found = [_disagreement(evidence), _scale(evidence), _probabilities(evidence)]
+    found = [_disagreement(evidence), _straight(evidence), _scale(evidence), _probabilities(evidence)]
     if evidence.close:
         found += [
             _saturated(evidence),
@@ -260,6 +260,24 @@ def _disagreement(evidence: Evidence) -> Sign:
         None if share.value is None else bool(_more(share, DISAGREEMENT)) and int(shown.sum()) >= NOT_BY_LUCK,
         True,
         "queries, luck, one step, a twin's examples or a detour of yours fool what the deployed gradient could not",
+        _rows(shown),
+    )
+
+
+def _straight(evidence: Evidence) -> Sign:
+    shown = evidence.watched & evidence.fell_to(STRAIGHT)
+    share = measures.share(int(shown.sum()), int((evidence.watched & evidence.right).sum()))
+    if evidence.is_black_box:
+        share = measures.unmeasured("a black box shows nothing within")
+    return Sign(
+        3,
+        "the logits within give way",
+        share,
+        f"over {DISAGREEMENT:.0%}",
+        _more(share, DISAGREEMENT),
+        True,
+        "past a step without gradient, or before what is made of the logits, attacks find what they cannot find on the "
+        "output as it is served",
         _rows(shown),
     )
 

@@ -28,10 +28,22 @@ from stillproof.evasion.allowance import Allowance
 from stillproof.evasion.examination import First
 from stillproof.evasion.indicators import OTHERWISE, within
 
-Kind = Literal["one step", "deployed", "white box", "gradient-free", "transfer", "adaptive", "detour"]
-"""What a rung sees. deployed: the gradient of the output as it is served, which is what can be masked; adaptive: the
-user's own attack or loss, which may be an ordinary white box's; detour: a module of the user's, climbed in place of the
-classifier."""
+Kind = Literal[
+    "one step",
+    "deployed",
+    "white box",
+    "straight through",
+    "gradient-free",
+    "transfer",
+    "adaptive",
+    "detour",
+    "deployed again",
+    "close look",
+]
+"""What a rung sees. deployed: the gradient of the output as it is served, which is what can be masked; straight
+through: the logits within, past steps that have no gradient; adaptive: the user's own attack or loss, which may be an
+ordinary white box's; detour: a module of the user's, climbed in place of the classifier. The last two are no rungs:
+what looking closely found, on the output as it is served, and otherwise."""
 
 CHUNK = 256
 """Images that are attacked at once."""
@@ -152,13 +164,24 @@ class Ladder:
     def is_suspicious(self) -> bool:
         """Whether something won where the deployed output's gradient lost, or there is no gradient at all."""
         hidden = self.watched & self.fell_to(*OTHERWISE) & ~self.fell_to("deployed")
-        hidden |= self.fell_to("transfer", "detour")  # they are shown to what nothing else has fooled
+        hidden |= self.fell_to(
+            "transfer", "detour", "straight through"
+        )  # they are shown to what nothing else has fooled
         return bool(hidden.any()) or bool((self.dead & self.standing).any())
 
     def copy(self) -> Ladder:
         """As it is now, whatever is found out later."""
         lists = {"steps": list(self.steps), "outcomes": list(self.outcomes), "shown": dict(self.shown)}
         return replace(self, standing=self.standing.clone(), distance=self.distance.clone(), **lists)  # type: ignore[arg-type]
+
+    def note(self, name: str, kind: Kind, why: str, fell: Tensor) -> None:
+        """Images, bool, (n,), that fell to something besides the rungs, if there are any; its cost is counted there."""
+        fell = fell & self.standing
+        if bool(fell.any()):
+            self.standing = self.standing & ~fell
+            step = Step(name, kind, why, fell=int(fell.sum()), standing=int(self.standing.sum()), ran=True)
+            self.steps.append(step)
+            self.outcomes.append(torch.where(fell, 1, -1).to(torch.int8))
 
     @property
     def spent(self) -> int:
@@ -168,6 +191,9 @@ class Ladder:
 
 SHOWN = 8
 """Adversarial images that are kept for the report."""
+
+CONFIRMING = 100
+"""Passes of a randomised classifier by whose mean an adversarial image must still be one."""
 
 
 class Averaged(nn.Module):
@@ -275,10 +301,11 @@ class Climb:
     ) -> None:
         # in the norm that is audited, whatever the attack's own was
         distance = self.threat.distance(found.images, self.images[chunk])
-        fell = found.success & within(distance, self.threat.epsilon)
+        success, confirming = self._confirmed(found, chunk)
+        fell = success & within(distance, self.threat.epsilon)
         outcome[chunk] = fell.to(torch.int8)
         nearer = torch.minimum(distance, ladder.distance[chunk])
-        ladder.distance[chunk] = torch.where(found.success, nearer, ladder.distance[chunk])
+        ladder.distance[chunk] = torch.where(success, nearer, ladder.distance[chunk])
         for row, image in zip(chunk[fell].tolist(), found.images[fell], strict=True):
             if len(ladder.shown) < SHOWN:
                 ladder.shown.setdefault(row, image.clone())
@@ -286,12 +313,27 @@ class Climb:
         step.ran = True
         step.asked += len(chunk)
         step.fell += int(fell.sum())
-        forwards = passes * int(found.forwards.sum())
+        forwards = passes * int(found.forwards.sum()) + confirming
         step.forwards += forwards
         step.backwards += int(found.backwards.sum())
         step.queries += int(found.queries.sum())
         self.allowance.passes += forwards + int(found.backwards.sum())
         step.standing = int(ladder.standing.sum())
+
+    def _confirmed(self, found: AttackResult, chunk: Tensor) -> tuple[Tensor, int]:
+        """Which of what was found is adversarial, bool, (n,), and the passes that it took to tell.
+
+        What looks at a randomised classifier a thousand times finds a lucky draw. So it is asked anew, by more passes.
+        """
+        rows = found.success.nonzero()[:, 0]
+        if self.samples == 1 or not isinstance(self.classifier, nn.Module) or not len(rows):
+            return found.success, 0
+        with torch.no_grad():
+            shown = found.images[rows].to(self.runtime.device)
+            logits = Averaged(self.classifier, CONFIRMING)(shown).float().cpu()
+        success = found.success.clone()
+        success[rows] = (logits.argmax(1) != self.labels[chunk[rows]]) & ~logits.isnan().any(1)
+        return success, CONFIRMING * len(rows)
 
     def _attack(self, rung: Rung, attack: Attack, rows: Tensor, seed: int) -> AttackResult:
         given: dict[str, Any] = {"seed": seed, "ids": rows, "runtime": self.runtime}

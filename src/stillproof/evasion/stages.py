@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -26,6 +26,7 @@ from stillproof.errors import BudgetExceeded, InputError
 from stillproof.evasion.allowance import Budget
 from stillproof.evasion.auditing import Audited, Thoroughness, audit
 from stillproof.evasion.indicators import Evidence
+from stillproof.serving.guard import finite
 from stillproof.serving.http import Endpoint, HttpClassifier
 
 
@@ -87,7 +88,7 @@ def audit_classifier(
     context: Context,
     classifier: Artefact,
     data: Artefact,
-    twin: Artefact | None = None,
+    twins: Sequence[Artefact] = (),
     *,
     threat: str,
     thoroughness: Thoroughness,
@@ -113,7 +114,7 @@ def audit_classifier(
         classes=len(test.classes),
         thoroughness=thoroughness,
         budget=budget,
-        twins=[] if twin is None else [classifier_of(twin, context)],
+        twins=[classifier_of(twin, context) for twin in twins],
         adaptive=adaptive.build(model),
         runtime=context.runtime,
         seed=seed,
@@ -185,14 +186,14 @@ class Asked:
         ):
             self.kind = "probabilities"
             return found.float().clamp_min(torch.finfo(torch.float32).tiny).log()
-        return found
+        return finite(found) if isinstance(found, Tensor) and bool(found.isneginf().any()) else found
 
 
-@job(version=4)
+@job(version=5)
 def audit_black_box(
     context: Context,
     data: Artefact,
-    twin: Artefact | None = None,
+    twins: Sequence[Artefact] = (),
     *,
     box: BlackBox,
     threat: str,
@@ -211,7 +212,7 @@ def audit_black_box(
         classes=len(test.classes),
         thoroughness=thoroughness,
         budget=budget,
-        twins=[] if twin is None else [classifier_of(twin, context)],
+        twins=[classifier_of(twin, context) for twin in twins],
         runtime=context.runtime,
         seed=seed,
         checkpoint=context.checkpoint,

@@ -21,6 +21,7 @@ from stillproof.core.measurement import Measurement
 from stillproof.evasion.indicators import (
     DEPLOYED,
     POINTS,
+    REPEAT_TOLERANCE,
     SIGNIFICANT,
     UNBOUNDED,
     UNCONVERGED,
@@ -187,6 +188,12 @@ def _unless_weak(evidence: Evidence, found: Sequence[Sign], why: str) -> tuple[M
         return "inconclusive", "it answers the same whatever the image is"
     if evidence.ended_by_budget:
         return "inconclusive", "the budget ended the ladder before its end"
+    silent = np.isnan(evidence.close["stability"])
+    if silent.any():
+        return (
+            "inconclusive",
+            f"it answers NaN to random changes of {int(silent.sum())} images: no attack gets past that",
+        )
     if evidence.unasked > LITTLE * len(standing):
         return "inconclusive", f"about {evidence.unasked:.0f} more images would fall to slow attacks that only some got"
     blind = standing & (evidence.ce == 0) & (evidence.margin == 0)
@@ -199,7 +206,8 @@ def _unless_weak(evidence: Evidence, found: Sequence[Sign], why: str) -> tuple[M
             said = f"only {hard} of the {len(evidence.solved)} problems that could be posed test the attack"
             return "inconclusive", f"{said} (binarisation test)"
         if not len(evidence.solved):
-            return "inconclusive", "no problem could be posed to test the attack by (binarisation test)"
+            drawn = "it answers at random, and " if (evidence.repeats > REPEAT_TOLERANCE).any() else ""
+            return "inconclusive", f"{drawn}no problem could be posed to test the attack by (binarisation test)"
         is_one_slip = hard - solved_hard == 1 and hard >= ENOUGH_FOR_A_SLIP
         if (solved.value or 0.0) < STRONG_ENOUGH and not is_one_slip:
             tally = f"{solved_hard} of {hard}"
@@ -208,12 +216,6 @@ def _unless_weak(evidence: Evidence, found: Sequence[Sign], why: str) -> tuple[M
         if (unbounded.measured.value or 0.0) > MISSED:
             share = f"{unbounded.measured.value:.0%}"
             return "inconclusive", f"cross-entropy fails on {share} of the images even where all images are allowed"
-    silent = np.isnan(evidence.close["stability"])
-    if silent.any():
-        return (
-            "inconclusive",
-            f"it answers NaN to random changes of {int(silent.sum())} images: no attack gets past that",
-        )
     never = np.isinf(evidence.close["nearest"])
     if never.any():
         return "inconclusive", f"{int(never.sum())} images never fell, whatever the distance"
@@ -242,6 +244,7 @@ def findings(subject: str, verdict: Verdict, evidence: Evidence, bar: float) -> 
 def _robust(subject: str, verdict: Verdict, evidence: Evidence, bar: float) -> Finding:
     n = len(evidence.right)
     expected = measures.share(max(0, round(float(evidence.standing.sum()) - evidence.unasked)), n)
+    more = round(evidence.unasked)
     status = judge(expected, bar, good="above")
     if status == "pass" and verdict.masked != "no":
         status = "inconclusive"  # an attack that failed where gradients may be hidden proves nothing
@@ -256,7 +259,8 @@ def _robust(subject: str, verdict: Verdict, evidence: Evidence, bar: float) -> F
         title=titles[status],
         status=status,
         severity="high",
-        measurements={"worst-case robust accuracy": verdict.robust, "accuracy": verdict.clean},
+        measurements={"worst-case robust accuracy": verdict.robust, "accuracy": verdict.clean}
+        | ({"expected, had slow attacks been given all": expected} if more else {}),
         evidence=[
             f"masked: {verdict.masked}; {verdict.why}",
             *(

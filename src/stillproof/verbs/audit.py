@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
@@ -14,6 +14,7 @@ from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profil
 
 if TYPE_CHECKING:
     from stillproof.core.carving import Data
+    from stillproof.core.classifiers import Model
     from stillproof.core.plan import Plan, Stage
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
@@ -53,7 +54,7 @@ class AuditSettings(DataSettings):
     twin: str = Field(
         "auto",
         description="Model SPEC of the undistilled twin whose examples are transferred; auto: the same "
-        "architecture where it can be trained, else zoo:resnet18?width=16; none.",
+        "architecture where it can be trained, else zoo:resnet18?width=16 and zoo:cnn; none.",
     )
     adaptive: str | None = Field(
         None,
@@ -86,27 +87,29 @@ def plan(settings: AuditSettings, runtime: Runtime) -> Plan:
     recipe = Recipe.standard(settings.epochs)
     common: dict[str, Any] = {"data": data.stage, "recipe": recipe, "images": data.sizes.training}
     outputs: dict[str, Stage] = {"data": data.stage}
-    twin = None
+    twins: list[Stage] = []
     if settings.twin != "none" or settings.self_test:
-        architecture = _twin_of(settings)
-        twin = classifier_stage("the twin", model=architecture, seed=derive(settings.seed, "twin"), **common)
-    shown = twin if settings.twin != "none" else None
+        names = _twins_of(settings)
+        seeds = [derive(settings.seed, "twin", *range(number)) for number in range(len(names))]
+        made = zip(names, seeds, strict=True)
+        twins = [classifier_stage("the twin", model=name, seed=seed, **common) for name, seed in made]
+    shown = twins if settings.twin != "none" else []
     if settings.is_black_box:
-        outputs["model/audit"] = _black_box_stage(settings, data, twin=shown)
+        outputs["model/audit"] = _black_box_stage(settings, data, twins=shown)
         return Plan(outputs, runtime)
     classifier = classifier_stage("the model", model=Model(settings.model), seed=settings.seed, **common)
     outputs["model"] = classifier
     subjects = {"model": (classifier, 1.0)}
-    if settings.self_test and twin is not None:
-        subjects |= {"masked twin": (classifier, PLANTED_SCALE), "clean twin": (twin, 1.0)}
+    if settings.self_test:
+        subjects |= {"masked twin": (classifier, PLANTED_SCALE), "clean twin": (twins[0], 1.0)}
     for name, (audited, scale) in subjects.items():
-        other = None if audited is twin else shown  # what fools a classifier is no transfer to itself
-        outputs[f"{name}/audit"] = audit_stage(settings, data, audited, twin=other, what=f"the {name}", scale=scale)
+        others = [twin for twin in shown if twin is not audited]  # what fools a classifier is no transfer to itself
+        outputs[f"{name}/audit"] = audit_stage(settings, data, audited, twins=others, what=f"the {name}", scale=scale)
     return Plan(outputs, runtime)
 
 
 def audit_stage(
-    settings: AuditSettings, data: Data, classifier: Stage, *, twin: Stage | None, what: str, scale: float = 1.0
+    settings: AuditSettings, data: Data, classifier: Stage, *, twins: Sequence[Stage], what: str, scale: float = 1.0
 ) -> Stage:
     """The stage that audits a classifier. scale: factor on its logits, to plant a masked one. Raises InputError."""
     from stillproof.core.plan import stage
@@ -121,22 +124,22 @@ def audit_stage(
         classifier=classifier,
         scale=scale,
         adaptive=adaptive,
-        **_given(settings, data, twin),
+        **_given(settings, data, twins),
     )
 
 
-def _given(settings: AuditSettings, data: Data, twin: Stage | None) -> dict[str, Any]:
+def _given(settings: AuditSettings, data: Data, twins: Sequence[Stage]) -> dict[str, Any]:
     return {
         "data": data.stage,
         "threat": settings.threat,
         "thoroughness": thoroughness(settings),
         "budget": parse_budget(settings.budget),
         "seed": settings.seed,
-        **({} if twin is None else {"twin": twin}),
+        **({"twins": twins} if twins else {}),
     }
 
 
-def _black_box_stage(settings: AuditSettings, data: Data, *, twin: Stage | None) -> Stage:
+def _black_box_stage(settings: AuditSettings, data: Data, *, twins: Sequence[Stage]) -> Stage:
     from stillproof.core.plan import stage
     from stillproof.errors import InputError
     from stillproof.evasion.stages import BlackBox, audit_black_box
@@ -153,18 +156,18 @@ def _black_box_stage(settings: AuditSettings, data: Data, *, twin: Stage | None)
             f"{settings.queries} queries are too few for {settings.images} images.",
             "Give --queries of at least twice --images, or fewer images.",
         )
-    return stage(audit_black_box, "audit the black box", box=box, **_given(settings, data, twin))
+    return stage(audit_black_box, "audit the black box", box=box, **_given(settings, data, twins))
 
 
-def _twin_of(settings: AuditSettings) -> Any:
+def _twins_of(settings: AuditSettings) -> list[Model]:
+    """Where its architecture is not known, two that are not alike: what fools one may not fool what it stands for."""
     from stillproof.core.classifiers import Model
 
     if settings.twin not in ("auto", "none"):
-        return Model(settings.twin)
-    if settings.is_black_box:
-        return Model("zoo:resnet18?width=16")
-    model = Model(settings.model)
-    return model.untrained if model.architecture.scheme == "zoo" else Model("zoo:resnet18?width=16")
+        return [Model(settings.twin)]
+    if not settings.is_black_box and Model(settings.model).architecture.scheme == "zoo":
+        return [Model(settings.model).untrained]
+    return [Model("zoo:resnet18?width=16"), Model("zoo:cnn")]
 
 
 def thoroughness(settings: AuditSettings) -> Thoroughness:

@@ -104,7 +104,7 @@ def plan(settings: DemoSettings, runtime: Runtime) -> Plan:
         images=data.sizes.training,
     )
     twin = theft[f"{settings.seed}/victim/model"]
-    audited = audit.audit_stage(settings.evasion(), data, distilled, twin=twin, what="the distilled classifier")
+    audited = audit.audit_stage(settings.evasion(), data, distilled, twins=[twin], what="the distilled classifier")
     outputs = {f"{THEFT}{name}": found for name, found in theft.items()}
     outputs |= {f"{EVASION}model": distilled, f"{EVASION}model/audit": audited}
     poisoned = poison.plan(settings.poison(), runtime).outputs
