@@ -262,7 +262,7 @@ def audit_stage(stages: Mapping[str, Stage], data: Stage, planted: Planted, radi
         audit_planted,
         f"audit {planted.name} at {radius:.3f}",
         classifier=stages[planted.classifier],
-        twins=[stages["twin"]],
+        twin=stages["twin"],
         data=data,
         way=planted.way,
         radius=radius,
