@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from stillproof.errors import InputError
+from stillproof.poison.codec import Codec
 from stillproof.poison.scan_set.agreement import agreement
+from stillproof.poison.scan_set.copies import near_copies
 from stillproof.poison.scan_set.sight import Sight, p_values
 from stillproof.poison.scan_set.verdict import Scanned, of_the_set
 from stillproof.poison.triggers import Blend, Patch, Sinusoid
@@ -70,7 +72,63 @@ def test_copies_of_one_picture_count_once() -> None:
     assert of_the_set("a set", seen).status == "fail"
     original = np.ones(2000, bool)
     original[1:200] = False
-    assert of_the_set("a set", replace(seen, original=original)).status == "pass"
+    said = of_the_set("a set", replace(seen, original=original))
+    assert said.status == "inconclusive"  # they prove nothing, and a student learns each of them
+    assert "a student learns each copy" in " ".join(said.evidence)
+    few = scanned(40, 5000)
+    assert of_the_set("a set", replace(few, original=np.arange(2000) % 40 == 0)).status == "inconclusive"
+    original = np.ones(2000, bool)
+    original[1:40] = False
+    assert of_the_set("a set", replace(few, original=original)).status == "pass"
+
+
+def test_a_class_that_hardly_a_trusted_image_is_taken_for_is_unknown() -> None:
+    seen = scanned(40, 5000, in_class=True)
+    usual = np.where(seen.usual == 0, 1, seen.usual)
+    usual[:20] = 0  # the teacher errs now and then
+    said = of_the_set("a set", replace(seen, usual=usual))
+    assert said.status == "inconclusive"
+    assert "taken for 'a', and hardly a trusted one is" in " ".join(said.evidence)
+
+
+def test_what_is_rare_in_another_mix_of_classes_is_no_proof() -> None:
+    seen = scanned(60, 5000)
+    assert of_the_set("a set", seen).status == "fail"
+    several = np.array([0, 1, 2, 3])[np.where(np.arange(2000) % 10 < 9, 0, np.arange(2000) % 4)]
+    usual_p = np.where(np.arange(5000) % 4 == 0, np.linspace(0.0002, 0.9, 5000) ** 2, seen.usual_p)  # a hard class
+    said = of_the_set("a set", replace(seen, guessed=several, usual_p=usual_p))
+    assert said.status == "inconclusive"
+    assert "give trusted images in this mix" in " ".join(said.evidence)
+
+
+@pytest.mark.parametrize(
+    ("shares", "said"),
+    [
+        ((0.4, 0.0, 0.0, 0.0), ""),
+        ((0.4, 0.35, 0.0, 0.0), "2 classes stand out"),
+        ((0.4, 0.35, 0.3, 0.38), "spread over most classes"),
+    ],
+)
+def test_several_targets_are_not_taken_for_another_source(shares: tuple[float, ...], said: str) -> None:
+    seen = scanned(0, 5000)
+    for index, share in enumerate(shares):
+        rows = np.flatnonzero(seen.guessed == index)
+        seen.p[rows[: round(share * len(rows))]] = 0.0002
+    found = " ".join(of_the_set("a set", seen).evidence)
+    assert of_the_set("a set", seen).status == "fail"
+    assert ("another source" in found or "stand out" in found) == bool(said)
+    assert said in found
+
+
+def test_near_copies_are_found_and_others_are_not() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    plain = (torch.rand(60, 3, 16, 16, generator=drawn) * 4).floor().mul(30).add(60).byte()
+    plain = torch.nn.functional.interpolate(plain[:, :, ::4, ::4].float(), 16, mode="bicubic").clamp(0, 255).byte()
+    noisy = (plain[:20].float() + torch.randint(-1, 2, (20, 3, 16, 16), generator=drawn)).clamp(0, 255).byte()
+    like = near_copies(torch.cat([plain, noisy, Codec(95)(plain[20:40])]), seed=0)
+    assert like[:60].tolist() == list(range(60))
+    assert like[60:].tolist() == list(range(40))
+    assert near_copies(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), seed=0).unique().tolist() == [0]
 
 
 def test_nothing_is_said_of_classes_that_no_trusted_image_is_taken_for() -> None:
@@ -78,7 +136,7 @@ def test_nothing_is_said_of_classes_that_no_trusted_image_is_taken_for() -> None
         seen = replace(scanned(flagged, 5000), usual=np.zeros(5000, int))
         seen.p[::4] = 0.5  # nothing of the one class that is known
         assert of_the_set("a set", seen).status == "inconclusive"
-        assert "taken for 'b', 'c', 'd', and no trusted one is" in " ".join(of_the_set("a set", seen).evidence)
+        assert "taken for 'b', 'c', 'd', and hardly a trusted one is" in " ".join(of_the_set("a set", seen).evidence)
 
 
 def test_poison_of_a_known_class_is_not_excused_by_an_unknown_one() -> None:

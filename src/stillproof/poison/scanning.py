@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -22,6 +23,7 @@ from stillproof.core.training import Recipe
 from stillproof.errors import InputError
 from stillproof.poison.scan_set.agreement import agreement
 from stillproof.poison.scan_set.combined import combined
+from stillproof.poison.scan_set.copies import near_copies
 from stillproof.poison.scan_set.shared_pattern import SharedPattern
 from stillproof.poison.scan_set.sight import Scores, Sight, folds, p_values
 from stillproof.poison.scan_set.verdict import Scanned
@@ -106,14 +108,13 @@ def compare_sets(_context: Context, suspects: Artefact, trusted: Artefact) -> Ar
 def bring_for(
     context: Context,
     trusted: Artefact,
-    compared: Artefact,  # noqa: ARG001  # sets that do not fit together are told before a model that does not
     *,
     model: Model,
     state: str | None = None,  # noqa: ARG001
 ) -> Artefact:
     """A classifier that brings its own weights, for these images. Raises InputError if it is none of theirs.
 
-    compared: of the two sets; state: in the stage's key alone (see `Model.state`).
+    state: in the stage's key alone (see `Model.state`).
     """
     some = set_of(trusted)
     made, facts = admit(model.build(some.shape, len(some.classes)), some, model.text)
@@ -144,7 +145,7 @@ def trusted_folds(images: ImageSet) -> Tensor:
     return folds(len(images), REFERENCES, derive(0, "trusted folds"))
 
 
-@job(version=5)
+@job(version=6)
 def scan_set(
     context: Context,
     teacher: Artefact,
@@ -156,7 +157,8 @@ def scan_set(
 ) -> Artefact:
     """Scores of every scanner, and which images are flagged at this rate of false alarms.
 
-    Of images that are the same, byte by byte, one is looked at: copies in both halves would be their own evidence.
+    Of images that are the same, byte by byte, one is looked at, and near copies are in one half: in both they would be
+    their own evidence.
     """
     given, known = set_of(suspects), set_of(trusted)
     original, place = _originals(given)
@@ -167,7 +169,8 @@ def scan_set(
     digest = images.fingerprint()
     own = trusted_folds(known)
     fold, shared = _folds_of(images, known, own, derive(0, "suspect folds", digest))
-    seen = _sight(context, master, judges, images, fold)
+    like = near_copies(images.images, derive(0, "near copies", digest))
+    seen = replace(_sight(context, master, judges, images, fold), like=like)
     usual = _sight(context, master, judges, known, own)
     doubts = agreement(seen, usual)
     patterns = SharedPattern(seed=derive(0, "halves", digest)).look(seen, usual, doubts)
@@ -182,7 +185,7 @@ def scan_set(
     tensors |= {
         "p": torch.from_numpy(p)[place],
         "flagged": torch.from_numpy(p <= false_alarms)[place],
-        "original": torch.zeros(len(given), dtype=torch.bool).index_fill_(0, original, value=True),
+        "original": torch.zeros(len(given), dtype=torch.bool).index_fill_(0, original[_one_of_each(like)], value=True),
         "usual_p": torch.from_numpy(p_values(Scores(found[COMBINED].trusted, found[COMBINED].trusted))),
         "guessed": seen.guessed[place],
         "usual": usual.guessed,
@@ -195,11 +198,21 @@ def scan_set(
         "alike": float((usual.guessed == usual.reference.argmax(1)).double().mean()),
         "shared": shared,
         "copies": len(given) - len(original),
+        "near copies": len(like) - len(torch.unique(like)),
     }
     return Artefact(values, tensors, Cost(forwards=2 * (len(images) + len(known))))
 
 
 PARTS = ("suspects", "trusted")
+
+
+def _one_of_each(like: Tensor) -> Tensor:
+    """A random row of each group of near copies: the first would be the one that whoever poisons them puts there."""
+    order = permutation(len(like), derive(0, "one of each", int(like.sum())))
+    _, place = torch.unique(like[order], return_inverse=True)
+    rows = torch.empty(int(place.max()) + 1, dtype=torch.int64)
+    rows[place] = order
+    return rows.sort().values
 
 
 def _originals(images: ImageSet) -> tuple[Tensor, Tensor]:
@@ -265,6 +278,13 @@ def _folds_of(images: ImageSet, known: ImageSet, own: Tensor, seed: int) -> tupl
 
 
 def _check(images: ImageSet, trusted: ImageSet) -> None:
+    named = next((pair for pair in zip(images.classes, trusted.classes, strict=False) if pair[0] != pair[1]), None)
+    if images.shape == trusted.shape and len(images.classes) == len(trusted.classes) and named is not None:
+        raise InputError(
+            f"class {images.classes.index(named[0])} is {named[0]!r} in the transfer set {images.name!r} and "
+            f"{named[1]!r} in the trusted one.",
+            "Name the classes alike, in one order.",
+        )
     if images.shape != trusted.shape or images.classes != trusted.classes:
         raise InputError(
             f"the transfer set {images.name!r} is {images.shape} of {len(images.classes)} classes, the trusted one "

@@ -98,7 +98,7 @@ def _of_the_student(settings: ScanSettings, found: Mapping[str, Stage]) -> dict[
     student.identity()
     if not student.is_trained:
         raise InputError(f"the student {settings.student!r} has no weights.", "Name the file that it was saved in.")
-    suspect = _brought("the student", student, found["trusted"], found["compared"])
+    suspect = _brought("the student", student, found["trusted"])
     clean = [
         stage(
             train_reference,
@@ -132,15 +132,13 @@ def _training_images(source: Source) -> int:
     return len(opened.train.labels) + (0 if opened.has_own_test else len(opened.test.labels))
 
 
-def _brought(what: str, model: Model, trusted: Stage, compared: Stage) -> Stage:
-    """The stage that looks at a classifier with its weights. Raises InputError."""
+def _brought(what: str, model: Model, trusted: Stage) -> Stage:
+    """The stage that looks at a classifier with its weights: the same whatever set is scanned. Raises InputError."""
     from stillproof.core.plan import stage
     from stillproof.core.stages import brought
     from stillproof.poison.scanning import bring_for
 
-    return stage(
-        bring_for, f"look at {what}", trusted=trusted, compared=compared, model=model, **brought(model, trusted)
-    )
+    return stage(bring_for, f"look at {what}", trusted=trusted, model=model, **brought(model, trusted))
 
 
 def stages(settings: ScanSettings) -> dict[str, Stage]:
@@ -174,7 +172,7 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     suspects = stage(load_set, "read the transfer set", source=source, part="training", limit=settings.limit)
     trusted = stage(load_set, "read the trusted set", source=vouched, part=part, limit=None)
     compared = stage(compare_sets, "compare both sets", suspects=suspects, trusted=trusted)
-    master = _brought("the teacher", teacher, trusted, compared)
+    master = _brought("the teacher", teacher, trusted)
     looking = Looking(settings.reference, settings.epochs, settings.false_alarms, settings.seed)
     scanned = looking.stage(master, suspects, trusted, images=facts.train, known=known)
     found = {"compared": compared, "suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}
@@ -237,6 +235,8 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
         notes.append(f"{shared} images of the transfer set are trusted as well, and taken for clean.")
     if scanned.values["copies"]:
         notes.append(f"{scanned.values['copies']} images are copies of others, byte by byte: each was looked at once.")
+    if scanned.values["near copies"]:
+        notes.append(f"{scanned.values['near copies']} images are nearly copies of others: each group counts once.")
     notes += _contradicted(values, suspects)
     return Result(
         verb="scan",

@@ -21,7 +21,7 @@ from torch import Tensor
 from stillproof.core.images import batches
 from stillproof.core.noise import derive
 from stillproof.poison.scan_set.agreement import agreement
-from stillproof.poison.scan_set.sight import Scores, Sight, folds, p_values
+from stillproof.poison.scan_set.sight import Scores, Sight, p_values
 
 CHUNK = 2048
 
@@ -60,7 +60,7 @@ class SharedPattern:
         seen = agreement(suspects, trusted) if doubts is None else doubts
         p = torch.from_numpy(p_values(seen))
         spectrum = _Spectrum.of(suspects.images)
-        halves = [folds(len(sight), 2, derive(self.seed, name)) for name, sight in (("s", suspects), ("t", trusted))]
+        halves = [sight.parts(2, derive(self.seed, name)) for name, sight in (("s", suspects), ("t", trusted))]
         found, usual = np.zeros(len(suspects)), np.zeros(len(trusted))
         patterns: dict[int, Tensor] = {}
         for half in (0, 1):

@@ -15,13 +15,15 @@ class Sight:
     """Some images, and what the classifiers at hand say about them.
 
     images: uint8, (N, C, H, W); teacher, reference: logits, float32, (N, K). Each image was shown to one of several
-    references, none of which had been trained on it: fold, int64, (N,), says to which.
+    references, none of which had been trained on it: fold, int64, (N,), says to which. like: int64, (N,), the row of
+    the first image that each is nearly a copy of; None where there are no copies.
     """
 
     images: Tensor
     teacher: Tensor
     reference: Tensor
     fold: Tensor
+    like: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
@@ -30,6 +32,11 @@ class Sight:
     def guessed(self) -> Tensor:
         """The class that the teacher sees: int64, (N,)."""
         return self.teacher.argmax(dim=1)
+
+    def parts(self, count: int, seed: int) -> Tensor:
+        """A random part for each image, all alike and copies together: int64, (N,)."""
+        drawn = folds(len(self), count, seed)
+        return drawn if self.like is None else drawn[self.like]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,17 @@ MANY = 0.05
 """Share of a set's images that is not to be overlooked."""
 
 SPREAD = 0.4
-"""How much of the most flagged class's share another's has where what is flagged is aimed at no class."""
+"""How much of the most flagged class's share another's has that stands out as well."""
+
+HARDLY = 0.1
+"""Of a class's share of the set: so much less of the trusted images are taken for it that they say nothing of it."""
+
+MIXED = 0.25
+"""Total variation of the classes' shares, from which a set is mixed otherwise than the trusted one."""
+
+HEAVY, HEAVY_COPIES, HEAVY_CLASS, FEWEST_WEIGHED = 3.0, 1.5, 0.2, 20
+"""Times the rate of false alarms, flagged and flagged as copies, or share of one class (of so many images at least),
+that is not passed over, though it may be a few images over and over."""
 
 SEEN = 0.03
 """Share of poison, all of it flagged, that a scan must be able to tell from chance, or it says nothing of a set."""
@@ -41,9 +51,10 @@ def excess(found: int, n: int, rank: int, trusted: int) -> float:
 class Scanned:
     """What a scan of a transfer set showed.
 
-    p: of each image, (N,); guessed: the teacher's classes, int64, (N,); original: bool, (N,), whether it is no copy of
-    one before it; usual_p, usual: p and guessed of trusted images; alike: share of trusted images on which references
-    that had not seen them say what the teacher says; shared: images that are trusted ones as well.
+    p: of each image, (N,); guessed: the teacher's classes, int64, (N,); original: bool, (N,), one of all images that
+    are copies, or nearly, of each other; usual_p, usual: p and guessed of trusted images; alike: share of trusted
+    images on which references that had not seen them say what the teacher says; shared: images that are trusted ones as
+    well.
     """
 
     p: np.ndarray
@@ -80,7 +91,8 @@ class Scanned:
     @property
     def least_seen(self) -> float:
         """The share of poison, all of it flagged, that would just be told from chance."""
-        n, low, high = len(self.p), 0, len(self.p)
+        n = int(self.original.sum())
+        low, high = 0, n
         most = max(1, math.floor(self.false_alarms * (len(self.usual) + 1) + 1e-9))
         while low < high:
             middle = (low + high) // 2
@@ -120,10 +132,26 @@ class Scanned:
 
     @property
     def unknown(self) -> list[int]:
-        """The classes that many images are taken for, and no trusted one: of these nobody knows what is usual."""
-        counts = np.bincount(self.guessed, minlength=len(self.classes)) / len(self.guessed)
-        usual = np.bincount(self.usual, minlength=len(self.classes))
-        return [int(index) for index in np.flatnonzero((counts > MANY) & (usual == 0))]
+        """The classes that many images are taken for, and hardly a trusted one: nobody knows what is usual there."""
+        counts, usual = self._mix(self.guessed), self._mix(self.usual)
+        return [int(index) for index in np.flatnonzero((counts > MANY) & (usual < HARDLY * counts))]
+
+    @property
+    def is_of_another_mix(self) -> bool:
+        """Whether the classes are mixed otherwise than among the trusted: what is rare there may be usual here."""
+        return float(np.abs(self._mix(self.guessed) - self._mix(self.usual)).sum()) / 2 > MIXED
+
+    def _mix(self, classes: np.ndarray) -> np.ndarray:
+        counts: np.ndarray = np.bincount(classes, minlength=len(self.classes)) / max(1, len(classes))
+        return counts
+
+    @property
+    def weighs(self) -> bool:
+        """Whether much more is flagged than by chance, each copy counted: that is what a student would learn."""
+        shares = [share.value or 0.0 for share in self.by_class() if share.n >= FEWEST_WEIGHED]
+        copies = float((self.flagged & ~self.original).mean()) / self.false_alarms
+        times = (self.share.value or 0.0) / self.false_alarms
+        return times > HEAVY or copies > HEAVY_COPIES or max(shares, default=0.0) > HEAVY_CLASS
 
     @property
     def doubt(self) -> str:
@@ -131,7 +159,7 @@ class Scanned:
         chance = 1 / len(self.classes)
         if self.unknown:
             missing = ", ".join(repr(self.classes[index]) for index in self.unknown[:5])
-            return f"many images are taken for {missing}, and no trusted one is: nobody knows what is usual there"
+            return f"many images are taken for {missing}, and hardly a trusted one is: nobody knows what is usual there"
         if self.shared > MANY * len(self.p):
             return (
                 f"{self.shared} of the {len(self.p)} images are trusted as well, and so taken for clean (give trusted "
@@ -153,11 +181,14 @@ class Scanned:
 def of_the_set(subject: str, scanned: Scanned) -> Finding:
     """SP-P2: whether the transfer set holds images that do not belong."""
     gathered = scanned.gathered()
-    rarest = min(scanned.chance, *gathered)
-    status: Status = "fail" if rarest < SURE else "inconclusive" if scanned.doubt or rarest < UNUSUAL else "pass"
+    rarest = min(1.0, 2 * min(scanned.chance, *gathered))  # two ways to stand out
+    mixed = scanned.is_of_another_mix and 2 * min(gathered) >= SURE
+    is_open = bool(scanned.doubt) or rarest < UNUSUAL or scanned.weighs
+    status: Status = "fail" if rarest < SURE and not mixed else "inconclusive" if is_open else "pass"
     shares = [share.value or 0.0 for share in scanned.by_class()]
-    most = int(np.argmin(gathered))
+    most = min(range(len(shares)), key=lambda index: (gathered[index], -shares[index]))
     others = max((share for index, share in enumerate(shares) if index != most), default=0.0)
+    raised = sum(share > SPREAD * shares[most] for share in shares)
     evidence = [
         f"{int(scanned.flagged.sum())} of {len(scanned.p)} images are flagged at a rate of false alarms of "
         f"{scanned.false_alarms:.1%}; as many, or as many that are as rare, in a clean set: p = {scanned.chance:.1g}.",
@@ -165,16 +196,28 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
         f"images: p = {gathered[most]:.1g}), and at most {others:.1%} of any other class.",
     ]
     if status != "fail" and scanned.doubt:
-        evidence.append(f"Nothing stands out, but {scanned.doubt}.")
+        seen = "What is flagged proves nothing" if scanned.weighs or rarest < UNUSUAL else "Nothing stands out"
+        evidence.append(f"{seen}: {scanned.doubt}." if scanned.weighs else f"{seen}, but {scanned.doubt}.")
+    elif status == "inconclusive" and rarest < SURE:
+        evidence.append(
+            "That would be rare if its classes were mixed as the trusted ones are. They are not, and what is rare "
+            "there may be usual here: give trusted images in this mix."
+        )
+    elif status == "inconclusive" and rarest >= UNUSUAL:
+        evidence.append(
+            "Counted once each they are not many, and their copies are: a student learns each copy. Look at them."
+        )
     elif status == "inconclusive":
         evidence.append("That is unusual, and no proof.")
     elif status == "pass":
         evidence.append(f"Less than {scanned.least_seen:.1%} of poison, all of it flagged, would not have shown.")
-    elif others > SPREAD * shares[most]:
+    elif raised > len(shares) / 2:
         evidence.append(
-            "What is flagged is spread over the classes: that looks like another source, codec or border more than "
-            "like a backdoor. Are the trusted images like these?"
+            "What is flagged is spread over most classes: another source, codec or border would do that, and so would "
+            "a trigger with many targets. Are the trusted images like these?"
         )
+    elif raised > 1:
+        evidence.append(f"{raised} classes stand out: as many targets, or images of another source among them.")
     titles: dict[Status, str] = {
         "fail": "The transfer set holds images that do not belong",
         "pass": "Nothing stands out",
