@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from stillproof.core.measures import accuracy
 from stillproof.errors import InputError
-from stillproof.poison.codec import Codec
 from stillproof.poison.scan_set.agreement import agreement
 from stillproof.poison.scan_set.copies import near_copies
 from stillproof.poison.scan_set.sight import Sight, p_values
 from stillproof.poison.scan_set.verdict import Scanned, of_the_set
 from stillproof.poison.triggers import Blend, Patch, Sinusoid
-from stillproof.poison.verdict import Guesses, of_a_defence, planted
+from stillproof.poison.verdict import Guesses, of_a_defence, of_the_pipeline, planted
 
 N = 400
 LABELS = np.arange(N) % 4
@@ -40,9 +40,21 @@ def guesses(hits: int, right: int = N) -> Guesses:
 def test_a_defence_passes_only_where_it_kept_something_out_and_kept_the_student(
     defended: Guesses, undefended: Guesses, status: str
 ) -> None:
-    clean = [guesses(0)]
-    rows = [planted("a set", [one], clean, 0) for one in (defended, undefended)]
+    clean = [guesses(0)] * 3
+    rows = [planted("a set", [one] * 3, clean, 0) for one in (defended, undefended)]
     assert of_a_defence("scan", *rows).status == status
+    alone = [planted("a set", [one], clean[:1], 0) for one in (defended, undefended)]
+    assert of_a_defence("scan", *alone).status == (status if status == "fail" else "inconclusive")
+
+
+def test_one_student_shows_that_a_backdoor_can_be_planted_and_not_that_it_cannot() -> None:
+    own, crafted = accuracy(np.zeros(N), LABELS + 1), accuracy(LABELS, LABELS)
+
+    def said(hits: int, students: int) -> str:
+        found = planted("poison", [guesses(hits)] * students, [guesses(0)] * students, 0)
+        return of_the_pipeline("it", found, own, crafted, 0.1).status
+
+    assert (said(200, 1), said(0, 1), said(0, 3)) == ("fail", "inconclusive", "pass")
 
 
 def scanned(flagged: int, trusted: int, *, in_class: bool = False, alike: float = 0.9, n: int = 2000) -> Scanned:
@@ -78,8 +90,8 @@ def test_copies_of_one_picture_count_once() -> None:
     few = scanned(40, 5000)
     assert of_the_set("a set", replace(few, original=np.arange(2000) % 40 == 0)).status == "inconclusive"
     original = np.ones(2000, bool)
-    original[1:40] = False
-    assert of_the_set("a set", replace(few, original=original)).status == "pass"
+    original[1:25] = False
+    assert of_the_set("a set", replace(scanned(25, 5000), original=original)).status == "pass"
 
 
 def test_a_class_that_hardly_a_trusted_image_is_taken_for_is_unknown() -> None:
@@ -122,10 +134,9 @@ def test_several_targets_are_not_taken_for_another_source(shares: tuple[float, .
 
 def test_near_copies_are_found_and_others_are_not() -> None:
     drawn = torch.Generator().manual_seed(0)
-    plain = (torch.rand(60, 3, 16, 16, generator=drawn) * 4).floor().mul(30).add(60).byte()
-    plain = torch.nn.functional.interpolate(plain[:, :, ::4, ::4].float(), 16, mode="bicubic").clamp(0, 255).byte()
+    plain = (60 + 120 * torch.rand(60, 3, 4, 4, generator=drawn)).repeat_interleave(4, 2).repeat_interleave(4, 3).byte()
     noisy = (plain[:20].float() + torch.randint(-1, 2, (20, 3, 16, 16), generator=drawn)).clamp(0, 255).byte()
-    like = near_copies(torch.cat([plain, noisy, Codec(95)(plain[20:40])]), seed=0)
+    like = near_copies(torch.cat([plain, noisy, plain[20:40] ^ 1]), seed=0)
     assert like[:60].tolist() == list(range(60))
     assert like[60:].tolist() == list(range(40))
     assert near_copies(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), seed=0).unique().tolist() == [0]

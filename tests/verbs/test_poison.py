@@ -71,6 +71,8 @@ def test_poison_that_deceives_nobody_shows_nothing(tmp_path: Path) -> None:
         ({"student": None, "compress": "prune", "defend": True}, "without defences"),
         ({"student": None, "compress": "squeeze"}, "no compression named"),
         ({"student": None, "compress": "prune", "objective": "crd"}, "matches features"),
+        ({"defend": True, "objective": "crd"}, "matches features"),
+        ({"defend": True, "label_mode": "online"}, "would be compared with students of online ones"),
     ],
 )
 def test_what_cannot_be_planned_is_one_clear_error(given: dict[str, Any], said: str, tmp_path: Path) -> None:

@@ -28,9 +28,10 @@ BATCH = 256
 REPEATED = 16
 """Images that a black box is asked about twice, to see whether it is randomised."""
 
-ALONE, COMPANY, SAME = 16, 0.01, 1e-4
-"""Images that are asked about again two by two in another order; the difference that may make, of the logits' spread
-(numbers that a batch shares, as dynamic quantisation's, make some); and what two passes of the same may."""
+ALONE, AGAIN, COMPANY, SAME = 16, 5, 0.01, 1e-4
+"""Images that are asked about again so many times, and two by two in another order; the difference that this may make,
+of the logits' spread (numbers that a batch shares, as dynamic quantisation's, make some); and what passes of the same
+may."""
 
 TEMPERATURES = (1, 10, 100)
 """T̂ of the sweep: cross-entropy on z/T̂. The order of the logits does not change."""
@@ -77,24 +78,29 @@ def first_look(
         else:
             found = _heard(asked(classifier, classes, runtime), some, again=REPEATED if rows.start == 0 else 0)
         parts.append(tuple(part.cpu() for part in found))
-    if module is not None and samples == 1:
-        _check_alone(module, images[:ALONE].to(runtime.device), runtime, bool((parts[0][3] > SAME).any()))
-    logits, ce, steepness, repeats = zip(*parts, strict=True)
+    logits, ce, steepness, repeats = (list(column) for column in zip(*parts, strict=True))
+    if module is not None and samples == 1 and not bool((repeats[0] > SAME).any()):
+        wavers = _asked_alone(module, images[:ALONE].to(runtime.device), runtime).cpu()
+        repeats[0][: len(wavers)] = wavers
     return First(_of_one_width(logits, classes), torch.cat(ce), torch.cat(steepness), torch.cat(repeats))
 
 
-def _check_alone(module: nn.Module, images: Tensor, runtime: Runtime, is_random: bool) -> None:
-    """Raise InputError where an image is answered otherwise in other company: what is found would hold of batches."""
-    if is_random or len(images) < 2:
-        return
+def _asked_alone(module: nn.Module, images: Tensor, runtime: Runtime) -> Tensor:
+    """How much the answers waver over several passes, (n,): two may be alike by luck.
+
+    Raises InputError where they do not, and an image is answered otherwise in other company: what is found would hold
+    of batches.
+    """
     with frozen(module, images, runtime) as prepared:
         together = prepared.judge(images)
+        wavers = torch.stack([_difference(prepared.judge(images), together) for _ in range(AGAIN)]).amax(0)
         apart = torch.cat([prepared.judge(part) for part in torch.split(images.flip(0), 2)]).flip(0)
-    if float(_difference(apart, together).median()) > COMPANY:
+    if not bool((wavers > SAME).any()) and float(_difference(apart, together).median()) > COMPANY:
         raise InputError(
             "its answer about an image depends on what else is in the batch.",
             "Is a batch norm in training mode, or noise drawn from a fixed seed in forward? Mend that first.",
         )
+    return wavers
 
 
 def _of_one_width(parts: Sequence[Tensor], classes: int) -> Tensor:

@@ -14,6 +14,8 @@ from stillproof.findings import Finding, Status, judge
 ENOUGH_CRAFTED = 0.8
 """Share of the poison that must deceive the teacher, or a student that stays clean shows nothing."""
 
+ONE_STUDENT = "One student: that it has no backdoor may be its seed (--seeds 3)."
+
 
 @dataclass(frozen=True, slots=True)
 class Guesses:
@@ -35,10 +37,12 @@ class Planted:
     """Students of one transfer set, a seed each, with those of the clean set and the same seeds.
 
     asr: attack success rate; lift: over the clean students; other: rate of another trigger; accuracy: on clean test
-    images; robust: on triggered ones, of all classes; lost: accuracy that is lost to the poison.
+    images; robust: on triggered ones, of all classes; lost: accuracy that is lost to the poison. All are of one teacher
+    and one poisoned set: the intervals cover the students' seeds and the test images.
     """
 
     name: str
+    students: int
     asr: Measurement
     lift: Measurement
     other: Measurement
@@ -53,6 +57,7 @@ def planted(name: str, students: Sequence[Guesses], clean: Sequence[Guesses], ta
     right, expected = (np.stack([one.clean == one.labels for one in some]) for some in (students, clean))
     return Planted(
         name,
+        len(students),
         asr=measures.mean_share(hits),
         lift=measures.difference(hits, usual),
         other=measures.mean_share(np.stack([one.hits(target, one.other) for one in students])),
@@ -70,7 +75,7 @@ def of_the_pipeline(subject: str, found: Planted, teacher: Measurement, crafted:
     """
     status: Status = judge(found.lift, bar, good="below")
     is_weak = crafted.value is None or crafted.value < ENOUGH_CRAFTED
-    if status == "pass" and is_weak:
+    if status == "pass" and (is_weak or found.students == 1):
         status = "inconclusive"
     evidence = [
         f"with the trigger, {found.asr.value:.1%} of other classes' test images are taken for the target; of the "
@@ -79,6 +84,8 @@ def of_the_pipeline(subject: str, found: Planted, teacher: Measurement, crafted:
     ]
     if is_weak:
         evidence.append("The poison itself is weak: a student that stays clean shows little.")
+    if found.students == 1 and status == "inconclusive":
+        evidence.append(ONE_STUDENT)
     titles: dict[Status, str] = {
         "fail": "The poisoned transfer set plants a backdoor",
         "pass": "This poison plants no backdoor",
@@ -126,6 +133,9 @@ def of_a_defence(subject: str, found: Planted, undefended: Planted) -> Finding:
     if status == "pass" and price != "pass":
         status = price
         evidence.append(f"It {'costs' if price == 'fail' else 'may cost'} more than {PRICE:.0%} of accuracy.")
+    if status == "pass" and found.students == 1:
+        status = "inconclusive"
+        evidence.append(ONE_STUDENT)
     titles: dict[Status, str] = {
         "fail": "The backdoor is there nevertheless, or the student is lost",
         "pass": "The backdoor was kept out",

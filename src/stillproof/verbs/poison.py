@@ -98,6 +98,8 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
     from stillproof.poison.stages import added_for, craft_poison, measure_backdoor
 
     compression = _compression(settings)
+    if settings.defend:
+        _check_defences(settings)
     data = data_stage(settings.data, settings.limit)
     crafting = _crafting(settings, data)
     recipe = Recipe.standard(settings.epochs)
@@ -160,7 +162,7 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
         looking = Looking(settings.reference, settings.reference_epochs, LEFT_OUT, settings.seed)
         defended = Defended(data, teacher, outputs[f"{POISON}/crafted"], looking)
         outputs["scan"] = defended.scanned
-        mode = settings.modes[0]
+        mode = "cached"  # what the defences learn, and are compared with
         for seed in settings.students:
             students = defended.students(
                 outputs[f"{POISON}/{mode}/{seed}/model"],
@@ -181,6 +183,25 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
             trigger=trigger,
         )
     return Plan(outputs, runtime)
+
+
+def _check_defences(settings: PoisonSettings) -> None:
+    """Raise InputError where students under defences would learn otherwise than those that they are compared with."""
+    from stillproof.core.feature_distillation import FeatureObjective
+    from stillproof.core.plugins import build
+    from stillproof.core.spec import Spec
+    from stillproof.errors import InputError
+
+    if settings.label_mode == "online":
+        raise InputError(
+            "the defences learn cached labels, and would be compared with students of online ones.",
+            "Use --label-mode both, or leave it out.",
+        )
+    if isinstance(build("objective", Spec.parse(settings.objective)), FeatureObjective):
+        raise InputError(
+            f"the defences learn the teacher's answers, and {settings.objective!r} matches features.",
+            "Use kd, dkd or logit-std, or leave --defend out.",
+        )
 
 
 def _compression(settings: PoisonSettings) -> Compression | None:
@@ -273,7 +294,7 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
         findings.append(verdict.of_the_pipeline(subject, rows[1], own, crafted[POISON][0], settings.bar))
         tables.append(account.students_table(f"Students, {mode} labels", rows))
     if settings.defend:
-        mode = settings.modes[0]
+        mode = "cached"
         everyone = {
             name: [guesses_of(values[f"{name}/{mode}/{seed}"]) for seed in settings.students]
             for name in (CLEAN, *DEFENCES, *BASELINES)
