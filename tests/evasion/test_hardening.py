@@ -74,3 +74,12 @@ def test_what_is_no_hardening_is_refused() -> None:
         AdversarialTraining(steps=0)
     with pytest.raises(InputError, match="no threat"):
         AdversarialTraining(threat="l7:1")
+
+
+def test_what_climbing_the_images_takes_is_counted(digits: DataSource, runtime: Runtime) -> None:
+    some = digits.train.subset(torch.arange(64))
+    model = Model("zoo:cnn?width=4").fresh(some.shape, 10, 0)
+    objective = AdversarialTraining(threat="linf:0.1", steps=7)
+    took = fit(model, objective, some, recipe=Recipe(epochs=2, batch_size=32), runtime=runtime, seed=0)
+    assert took.backwards == 2 * 64 * (7 + 1)
+    assert took.forwards == 2 * 64 * (7 + 1)

@@ -136,7 +136,7 @@ def fit(
         guesses = predict(student, validation, runtime).argmax(dim=1)
         accuracy = float((guesses == validation.known_labels()).double().mean())
         student.to("cpu")
-    return Fit(loop.last_loss, loop.forwards, recipe.epochs * len(images), accuracy)
+    return Fit(loop.last_loss, loop.forwards, recipe.epochs * len(images) + loop.inner_backwards, accuracy)
 
 
 class _Loop:
@@ -174,7 +174,7 @@ class _Loop:
             anneal_strategy="cos" if recipe.anneal == "cosine" else "linear",
             cycle_momentum=False,
         )
-        self.forwards = 0
+        self.forwards = self.inner_backwards = 0
         self.counter = student.register_forward_hook(self._count)
         self.student, self.optimiser = self.fabric.setup(student, optimiser)
         trained.to(self.fabric.device)
@@ -186,6 +186,7 @@ class _Loop:
 
     def _count(self, _module: nn.Module, images: tuple[Tensor, ...], _logits: object) -> None:
         self.forwards += len(images[0])
+        self.inner_backwards += len(images[0]) * images[0].requires_grad  # an objective that climbs the image
 
     def run_epoch(self, advance: Advance | None) -> None:
         self.student.train()
@@ -230,6 +231,7 @@ class _Loop:
             "epoch": self.epoch,
             "last_loss": self.last_loss,
             "forwards": self.forwards,
+            "inner_backwards": self.inner_backwards,
             "trained": self.trained.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -254,7 +256,7 @@ class _Loop:
                 f"the checkpoint {path} cannot be read: {reason(error)}", "Delete it, then resume."
             ) from None
         self.epoch, self.last_loss = int(state["epoch"]), float(state["last_loss"])
-        self.forwards = int(state["forwards"])
+        self.forwards, self.inner_backwards = int(state["forwards"]), int(state.get("inner_backwards", 0))
 
 
 def _near(tensor: Tensor, device: torch.device) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -26,6 +27,9 @@ FALSE_ALARMS = 0.01
 
 CLEAN, POISON = "nothing", "poison"
 """What was added to the transfer sets that are compared first."""
+
+LEARNT = "cached"
+"""The label mode of students under defences, and of those that they are compared with."""
 
 
 class PoisonSettings(DataSettings):
@@ -87,91 +91,26 @@ class PoisonSettings(DataSettings):
 def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Trains nothing. Raises InputError."""
     from stillproof.core.carving import data_stage
-    from stillproof.core.classifiers import Model
-    from stillproof.core.noise import derive
     from stillproof.core.plan import Plan, stage
     from stillproof.core.plugins import build
     from stillproof.core.spec import Spec
-    from stillproof.core.stages import classifier_stage, compress, distil
-    from stillproof.core.training import Recipe
-    from stillproof.poison.pipeline import LEFT_OUT, Defended, Looking, tuning
-    from stillproof.poison.stages import added_for, craft_poison, measure_backdoor
+    from stillproof.poison.stages import measure_backdoor
 
     compression = _compression(settings)
     if settings.defend:
         _check_defences(settings)
     data = data_stage(settings.data, settings.limit)
     crafting = _crafting(settings, data)
-    recipe = Recipe.standard(settings.epochs)
-    common: dict[str, Any] = {"data": data.stage, "recipe": recipe, "images": data.sizes.training}
-    teacher = classifier_stage("the teacher", model=Model(settings.teacher), seed=settings.seed, **common)
-    deceived = [
-        classifier_stage(f"the {what}", model=Model(spec), seed=derive(settings.seed, what), **common)
-        for what, spec in (("surrogate", settings.surrogate), ("reference", settings.fools))
-        if spec is not None
-    ]
-    deceived = deceived if settings.surrogate else [teacher, *deceived]
+    teacher, deceived = _teachers(settings, data)
     outputs: dict[str, Stage] = {"data": data.stage, "teacher": teacher}
-    objective = build("objective", Spec.parse(settings.objective))
-    measured = {"teacher/backdoor": teacher}
-    added = added_for(settings.rate, data.sizes.training)
-    for name, made in crafting.items():
-        given = {}
-        if made is not None:
-            given["added"] = outputs[f"{name}/crafted"] = stage(
-                craft_poison,
-                f"craft: {name}",
-                passes=3 * added * (made.steps if made.is_optimised else 1) * len(deceived),
-                data=data.stage,
-                teacher=teacher,
-                deceived=deceived,
-                crafting=made,
-                rate=settings.rate,
-                seed=settings.seed,
-            )
-        for mode in settings.modes:
-            for seed in settings.students:
-                distilling: dict[str, Any] = {
-                    "passes": (data.sizes.training + added) * (4 if mode == "online" else 3) * settings.epochs,
-                    "teacher": teacher,
-                    "data": data.stage,
-                    "objective": objective,
-                    "seed": derive(seed, "student"),
-                    **given,
-                }
-                made_of = f"{name}, {mode} labels, seed {seed}"
-                measured[f"{name}/{mode}/{seed}"] = outputs[f"{name}/{mode}/{seed}/model"] = (
-                    stage(
-                        distil,
-                        f"distil on {made_of}",
-                        model=Model(str(settings.student)),
-                        online=mode == "online",
-                        recipe=recipe,
-                        **distilling,
-                    )
-                    if compression is None
-                    else stage(
-                        compress,
-                        f"compress, tune on {made_of}",
-                        compression=compression,
-                        recipe=tuning(settings.epochs),
-                        **distilling,
-                    )
-                )
+    outputs |= _crafted(settings, data, crafting, teacher, deceived)
+    students = _students(settings, data, outputs, compression)
+    outputs |= {f"{name}/model": student for name, student in students.items()}
+    measured = {"teacher/backdoor": teacher, **students}
     if settings.defend:
-        looking = Looking(settings.reference, settings.reference_epochs, LEFT_OUT, settings.seed)
-        defended = Defended(data, teacher, outputs[f"{POISON}/crafted"], looking)
-        outputs["scan"] = defended.scanned
-        mode = "cached"  # what the defences learn, and are compared with
-        for seed in settings.students:
-            students = defended.students(
-                outputs[f"{POISON}/{mode}/{seed}/model"],
-                model=Model(str(settings.student)),
-                objective=objective,
-                epochs=settings.epochs,
-                seed=derive(seed, "student"),
-            )
-            measured |= {f"{name}/{mode}/{seed}": student for name, student in students.items()}
+        scanned, resisting = _defended(settings, data, outputs)
+        outputs["scan"] = scanned
+        measured |= resisting
     trigger = build("trigger", Spec.parse(settings.trigger))
     for name, classifier in measured.items():
         outputs[name] = stage(
@@ -183,6 +122,117 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
             trigger=trigger,
         )
     return Plan(outputs, runtime)
+
+
+def _teachers(settings: PoisonSettings, data: Data) -> tuple[Stage, list[Stage]]:
+    """The teacher, and the classifiers that the poison is made to deceive."""
+    from stillproof.core.classifiers import Model
+    from stillproof.core.noise import derive
+    from stillproof.core.stages import classifier_stage
+    from stillproof.core.training import Recipe
+
+    common: dict[str, Any] = {
+        "data": data.stage,
+        "recipe": Recipe.standard(settings.epochs),
+        "images": data.sizes.training,
+    }
+    teacher = classifier_stage("the teacher", model=Model(settings.teacher), seed=settings.seed, **common)
+    own = [
+        classifier_stage(f"the {what}", model=Model(spec), seed=derive(settings.seed, what), **common)
+        for what, spec in (("surrogate", settings.surrogate), ("reference", settings.fools))
+        if spec is not None
+    ]
+    return teacher, own if settings.surrogate else [teacher, *own]
+
+
+def _crafted(
+    settings: PoisonSettings,
+    data: Data,
+    crafting: Mapping[str, Crafting | None],
+    teacher: Stage,
+    deceived: Sequence[Stage],
+) -> dict[str, Stage]:
+    """What is added to each transfer set: `NAME/crafted`."""
+    from stillproof.core.plan import stage
+    from stillproof.poison.stages import added_for, craft_poison
+
+    added = added_for(settings.rate, data.sizes.training)
+    return {
+        f"{name}/crafted": stage(
+            craft_poison,
+            f"craft: {name}",
+            passes=3 * added * (made.steps if made.is_optimised else 1) * len(deceived),
+            data=data.stage,
+            teacher=teacher,
+            deceived=deceived,
+            crafting=made,
+            rate=settings.rate,
+            seed=settings.seed,
+        )
+        for name, made in crafting.items()
+        if made is not None
+    }
+
+
+def _students(
+    settings: PoisonSettings, data: Data, outputs: Mapping[str, Stage], compression: Compression | None
+) -> dict[str, Stage]:
+    """Students of each transfer set, `NAME/MODE/SEED`: distilled, or the teacher made smaller."""
+    from stillproof.core.classifiers import Model
+    from stillproof.core.noise import derive
+    from stillproof.core.plan import stage
+    from stillproof.core.plugins import build
+    from stillproof.core.spec import Spec
+    from stillproof.core.stages import compress, distil
+    from stillproof.core.training import Recipe
+    from stillproof.poison.pipeline import tuning
+    from stillproof.poison.stages import added_for
+
+    images = data.sizes.training + added_for(settings.rate, data.sizes.training)
+    objective = build("objective", Spec.parse(settings.objective))
+    found: dict[str, Stage] = {}
+    for name, mode, seed in product(added_names(settings), settings.modes, settings.students):
+        common: dict[str, Any] = {
+            "passes": images * (4 if mode == "online" else 3) * settings.epochs,
+            "teacher": outputs["teacher"],
+            "data": data.stage,
+            "objective": objective,
+            "seed": derive(seed, "student"),
+            **({} if name == CLEAN else {"added": outputs[f"{name}/crafted"]}),
+        }
+        made_of = f"{name}, {mode} labels, seed {seed}"
+        if compression is None:
+            student: dict[str, Any] = {"model": Model(str(settings.student)), "online": mode == "online"}
+            recipe = Recipe.standard(settings.epochs)
+            made = stage(distil, f"distil on {made_of}", recipe=recipe, **student, **common)
+        else:
+            smaller: dict[str, Any] = {"compression": compression, "recipe": tuning(settings.epochs)}
+            made = stage(compress, f"compress, tune on {made_of}", **smaller, **common)
+        found[f"{name}/{mode}/{seed}"] = made
+    return found
+
+
+def _defended(settings: PoisonSettings, data: Data, outputs: Mapping[str, Stage]) -> tuple[Stage, dict[str, Stage]]:
+    """The scan of the poisoned set, and a student a seed under each defence and of each baseline, `NAME/MODE/SEED`."""
+    from stillproof.core.classifiers import Model
+    from stillproof.core.noise import derive
+    from stillproof.core.plugins import build
+    from stillproof.core.spec import Spec
+    from stillproof.poison.pipeline import LEFT_OUT, Defended, Looking
+
+    looking = Looking(settings.reference, settings.reference_epochs, LEFT_OUT, settings.seed)
+    defended = Defended(data, outputs["teacher"], outputs[f"{POISON}/crafted"], looking)
+    found: dict[str, Stage] = {}
+    for seed in settings.students:
+        students = defended.students(
+            outputs[f"{POISON}/{LEARNT}/{seed}/model"],
+            model=Model(str(settings.student)),
+            objective=build("objective", Spec.parse(settings.objective)),
+            epochs=settings.epochs,
+            seed=derive(seed, "student"),
+        )
+        found |= {f"{name}/{LEARNT}/{seed}": student for name, student in students.items()}
+    return defended.scanned, found
 
 
 def _check_defences(settings: PoisonSettings) -> None:
@@ -294,9 +344,8 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
         findings.append(verdict.of_the_pipeline(subject, rows[1], own, crafted[POISON][0], settings.bar))
         tables.append(account.students_table(f"Students, {mode} labels", rows))
     if settings.defend:
-        mode = "cached"
         everyone = {
-            name: [guesses_of(values[f"{name}/{mode}/{seed}"]) for seed in settings.students]
+            name: [guesses_of(values[f"{name}/{LEARNT}/{seed}"]) for seed in settings.students]
             for name in (CLEAN, *DEFENCES, *BASELINES)
         }
         resisting = [
@@ -304,7 +353,7 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
             for name, students in everyone.items()
             if name != CLEAN
         ]
-        undefended = found[mode][1]
+        undefended = found[LEARNT][1]
         findings += [verdict.of_a_defence(row.name, row, undefended) for row in resisting if row.name in DEFENCES]
         tables.append(account.students_table("Students of the poisoned set under defences, and baselines", resisting))
         scores, poisoned = scores_of(values["scan"]), len(values[f"{POISON}/crafted"].tensors["images"])

@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch is imported when a plan is made, not when a command l
     from stillproof.theft.cast import Cast
     from stillproof.theft.defences import Defence
     from stillproof.theft.lesson import Candidate
+    from stillproof.theft.pipeline import Pipeline
 
 Listed = Parameter(negative="", consume_multiple=False)
 
@@ -108,161 +109,52 @@ def plan(settings: StealSettings, runtime: Runtime) -> Plan:
 
 def _stages(settings: StealSettings) -> dict[str, Stage]:
     """The stages of one budget of queries. Raises InputError."""
-    from dataclasses import replace
-
     from stillproof.attacks.threats import parse_threat
     from stillproof.core.carving import data_stage
     from stillproof.core.classifiers import Model
-    from stillproof.core.noise import derive
-    from stillproof.core.plan import stage
-    from stillproof.core.stages import answer_part, classifier_stage, training_stage
     from stillproof.core.training import Recipe
-    from stillproof.errors import InputError
     from stillproof.serving.oracle import Reveal
-    from stillproof.theft import reference
-    from stillproof.theft.asking import ChoosesQueries, Situation
-    from stillproof.theft.cast import REFERENCE
-    from stillproof.theft.defences import Served, served_by
-    from stillproof.theft.lesson import trainings
-    from stillproof.theft.reuse import IMAGES as REUSED_IMAGES
-    from stillproof.theft.reuse import STEPS as TRANSFER_STEPS
-    from stillproof.theft.reuse import mislead
-    from stillproof.theft.stages import HELD_OUT, answer_test, ask, attempt, calibrate, draw, settle, signal
+    from stillproof.theft.pipeline import Pipeline
     from stillproof.theft.transfer import Queries
 
-    who = cast(settings)
     if settings.transfer is not None:
         parse_threat(settings.transfer)
-    victim_model, thief_model = Model(settings.victim), Model(settings.thief_model)
-    loaded = data_stage(settings.data, settings.limit)
-    data, sizes, classes = loaded.stage, loaded.sizes, loaded.classes
-    queries = Queries.parse(settings.queries)
-    asked, reveal = queries.total(classes), Reveal.parse(settings.reveal)
+    others = settings.query_data
+    made = Pipeline(
+        cast=cast(settings),
+        data=data_stage(settings.data, settings.limit),
+        others=None if others is None else data_stage(others, settings.limit).stage,
+        queries=Queries.parse(settings.queries),
+        origin=settings.queries_from,
+        labelled=settings.labels,
+        reveal=Reveal.parse(settings.reveal),
+        victim=Model(settings.victim),
+        thief=Model(settings.thief_model),
+        recipe=Recipe.standard(settings.epochs),
+        thief_recipe=Recipe(epochs=settings.thief_epochs, batch_size=50, learning_rate=0.1),
+        response_l1=settings.response_l1,
+        transfer=settings.transfer,
+    )
+    _check_queries(settings, made)
+    return made.stages()
+
+
+def _check_queries(settings: StealSettings, made: Pipeline) -> None:
+    """Raise InputError where there are not as many images as queries, or too few to steal with."""
+    from stillproof.errors import InputError
+
+    classes, asked, sizes = made.data.classes, made.asked, made.data.sizes
     outside = settings.queries_from == "outside"
     there = sizes.pool if outside else sizes.training
-    if not 2 * classes <= asked <= there:
-        most = there // classes
-        advice = f"Ask for 2/class to {most}/class" if most >= 2 else "These are too few to steal with: use more images"
-        raise InputError(
-            f"{settings.queries} are {asked} queries, and there are {there} images to draw them from.",
-            f"{advice} (a thief holds some out to choose by)"
-            + (", or use --queries-from inside." if outside and asked > there else "."),
-        )
-    others = None if settings.query_data is None else data_stage(settings.query_data, settings.limit).stage
-    recipe = Recipe.standard(settings.epochs)
-    thief_recipe = Recipe(epochs=settings.thief_epochs, batch_size=50, learning_rate=0.1)
-    victims: dict[str, Any] = {"data": data, "model": victim_model, "recipe": recipe, "images": sizes.training}
-
-    def distilled(name: str, transfer: Stage, candidates: Sequence[Candidate], seed: int) -> Stage:
-        share = round(asked * (1 - HELD_OUT))
-        common: dict[str, Any] = {"transfer": transfer, "model": thief_model, "recipe": thief_recipe}
-        common["seed"] = derive(seed, "thief")  # a thief does not know the weights that the victim began with
-        attempts = [
-            stage(
-                attempt,
-                f"{name}: try {c}",
-                passes=3 * share * thief_recipe.epochs * trainings(c),
-                objective=c,
-                **common,
-            )
-            for c in candidates
-        ]
-        passes = 3 * asked * thief_recipe.epochs * max(map(trainings, candidates)) + sizes.test
-        return stage(
-            settle, f"{name}: settle", passes=passes, attempts=attempts, data=data, objectives=candidates, **common
-        )
-
-    def at_equal_cost(name: str, behind: Served, drawn: Stage, seed: int) -> Served:
-        if settings.response_l1 is None or behind.response is None or behind.response.strength is None:
-            return behind
-        tuning = stage(
-            calibrate,
-            f"calibrate {name}, seed {seed}",
-            passes=asked * (1 + len(behind.helpers)),
-            classifier=behind.classifier,
-            drawn=drawn,
-            l1=settings.response_l1,
-            **behind.asked,
-        )
-        return replace(behind, calibration=tuning)
-
-    outputs: dict[str, Stage] = {"data": data}
-    for number, seed in enumerate(who.seeds):
-        victim = classifier_stage("the victim", seed=seed, **victims)
-        drawn = stage(
-            draw,
-            f"draw queries, seed {seed}",
-            data=data,
-            queries=queries,
-            origin=settings.queries_from,
-            labelled=settings.labels,
-            seed=seed,
-        )
-        if settings.labels:
-            found = distilled(f"reference, seed {seed}", drawn, reference.candidates(), seed)
-            outputs[f"{seed}/reference"] = found
-        served = {"victim": Served(victim)} | {
-            name: served_by(defence, victim, data, recipe=recipe, images=sizes.training, seed=seed)
-            for name, defence in who.defences.items()
-        }
-        for name, given in served.items():
-            behind = at_equal_cost(name, given, drawn, seed)
-            if behind.calibration is not None:
-                outputs[f"{seed}/{name}/calibration"] = behind.calibration
-            outputs[f"{seed}/{name}/model"] = behind.classifier
-            common: dict[str, Any] = {"classifier": behind.classifier, **behind.asked}
-            job, part = (answer_part, {"part": "test"}) if behind.response is None else (answer_test, {})
-            outputs[f"{seed}/{name}/test"] = stage(
-                job, f"measure {name}, seed {seed}", passes=sizes.test, data=data, **common, **part
-            )
-            outputs[f"{seed}/{name}/signal"] = stage(
-                signal, f"signal of {name}, seed {seed}", passes=asked, drawn=drawn, **common
-            )
-            transfer = stage(
-                ask,
-                f"ask {name}, seed {seed}",
-                passes=asked,
-                served=behind.classifier,
-                drawn=drawn,
-                reveal=reveal,
-                **behind.asked,
-            )
-            situation = Situation(
-                serving={"served": behind.classifier, "reveal": reveal, **behind.asked},
-                drawn=drawn,
-                data=data,
-                others=others,
-                queries=asked,
-                origin=settings.queries_from,
-                model=thief_model,
-                recipe=thief_recipe,
-                seed=derive(seed, "thief"),
-            )
-            for thief_name, thief in who.thieves.items():
-                label = f"{thief.title} from {name}, seed {seed}"
-                own = thief.transfer(f"{label}: ask", situation) if isinstance(thief, ChoosesQueries) else transfer
-                outputs[f"{seed}/{name}/{thief_name}"] = distilled(label, own, thief.candidates(), seed)
-            for copy in who.copies(labelled=settings.labels) if settings.transfer is not None else ():
-                outputs[f"{seed}/{name}/{copy}/reused"] = stage(
-                    mislead,
-                    f"transfer from {copy} to {name}, seed {seed}",
-                    passes=3 * TRANSFER_STEPS * min(REUSED_IMAGES, sizes.test),
-                    copy=outputs[f"{seed}/reference" if copy == REFERENCE else f"{seed}/{name}/{copy}"],
-                    data=data,
-                    threat=settings.transfer,
-                    seed=seed,
-                    **common,
-                )
-        if any(behind.classifier is not victim for behind in served.values()):
-            next_seed = who.seeds[(number + 1) % len(who.seeds)] if len(who.seeds) > 1 else seed + 1
-            outputs[f"{seed}/retrained/signal"] = stage(
-                signal,
-                f"signal of another victim, seed {seed}",
-                passes=asked,
-                classifier=training_stage("the victim", seed=next_seed, **victims),
-                drawn=drawn,
-            )
-    return outputs
+    if 2 * classes <= asked <= there:
+        return
+    most = there // classes
+    advice = f"Ask for 2/class to {most}/class" if most >= 2 else "These are too few to steal with: use more images"
+    raise InputError(
+        f"{settings.queries} are {asked} queries, and there are {there} images to draw them from.",
+        f"{advice} (a thief holds some out to choose by)"
+        + (", or use --queries-from inside." if outside and asked > there else "."),
+    )
 
 
 def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
@@ -275,7 +167,8 @@ def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
     if settings.budgets:
         everyone = [account]
         for queries in _listed(settings.budgets):
-            of_these = {key.removeprefix(f"{queries}: "): value for key, value in values.items()}
+            mark = f"{queries}: "
+            of_these = {key.removeprefix(mark): value for key, value in values.items() if key.startswith(mark)}
             everyone.append(_account(settings.of_budget(queries), who, of_these))
         drawn.append(over_budgets(everyone))
     findings = account.findings(promised=settings.protect, utility_budget=settings.utility_budget)
