@@ -120,6 +120,13 @@ def test_an_attack_is_tested_by_what_luck_does_not_solve(solved: int, lucky: int
     assert (verdict.masked, said in verdict.why) == (masked, True), verdict.why
 
 
+def test_that_attacks_disagree_about_what_answers_at_random_is_no_masking() -> None:
+    given = evidence(200, 40, by="gradient-free")
+    verdict = decide(replace(given, repeats=np.full(200, 0.1, np.float32)))
+    assert (verdict.masked, "it answers at random" in verdict.why) == ("inconclusive", True)
+    assert decide(replace(evidence(200, 40, dead=0.3), repeats=np.full(200, 0.1, np.float32))).masked == "yes"
+
+
 def test_a_classifier_that_answers_the_same_to_all_is_no_matter_of_gradients() -> None:
     given = evidence(200, 0)
     verdict = decide(replace(given, logits=np.tile(given.logits[:1], (200, 1))))

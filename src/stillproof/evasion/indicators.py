@@ -134,6 +134,11 @@ class Evidence:
         return bool(np.median(sure) < UNSURE) and not bool((self.ce[self.right] == 0).any())
 
     @property
+    def is_random(self) -> bool:
+        """Whether two passes differed."""
+        return bool((self.repeats > REPEAT_TOLERANCE).any())
+
+    @property
     def hard(self) -> Array:
         """Which problems of the binarisation test random draws do not solve: the others test no attack."""
         found: Array = ~self.lucky

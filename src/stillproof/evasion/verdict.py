@@ -21,7 +21,6 @@ from stillproof.core.measurement import Measurement
 from stillproof.evasion.indicators import (
     DEPLOYED,
     POINTS,
-    REPEAT_TOLERANCE,
     SIGNIFICANT,
     UNBOUNDED,
     UNCONVERGED,
@@ -119,6 +118,9 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
         if not causes:
             said = f"other attacks take {points} more than cross-entropy does, not surely {100 * POINTS:.0f}"
             return _unless_weak(evidence, found, f"{said}, and no sign speaks of masking")
+        if evidence.is_random and all(sign.number == 3 for sign in causes):
+            said = f"it answers at random, and attacks that average over passes disagree by {points}"
+            return "inconclusive", f"{said}: which of them is right, more passes would tell; the worst case is theirs"
         explained = any(sign.number in EXPLAINING for sign in causes)
         if _has(found, UNCONVERGED) and not explained and not _hides_from_twice_the_steps(evidence):
             return (
@@ -206,7 +208,7 @@ def _unless_weak(evidence: Evidence, found: Sequence[Sign], why: str) -> tuple[M
             said = f"only {hard} of the {len(evidence.solved)} problems that could be posed test the attack"
             return "inconclusive", f"{said} (binarisation test)"
         if not len(evidence.solved):
-            drawn = "it answers at random, and " if (evidence.repeats > REPEAT_TOLERANCE).any() else ""
+            drawn = "it answers at random, and " if evidence.is_random else ""
             return "inconclusive", f"{drawn}no problem could be posed to test the attack by (binarisation test)"
         is_one_slip = hard - solved_hard == 1 and hard >= ENOUGH_FOR_A_SLIP
         if (solved.value or 0.0) < STRONG_ENOUGH and not is_one_slip:
