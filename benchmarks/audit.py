@@ -100,7 +100,7 @@ def compared(name: str, model: nn.Module, images: Tensor, labels: Tensor, runtim
         "ladder": {
             "robust accuracy": float(stands.double().mean()),
             "passes": sum(step["forwards"] + step["backwards"] for step in seen.trail),
-            "seconds": round(begun[-1] - begun[0] + seen.trail[-1]["seconds"], 1),
+            "seconds": round(begun[-1] - begun[0] + seen.trail[len(begun) - 1]["seconds"], 1),  # the last rung's
             "steps": [(step["name"], step["asked"], step["fell"], round(step["seconds"], 1)) for step in seen.trail],
         },
         "whole audit, seconds": round(whole, 1),
