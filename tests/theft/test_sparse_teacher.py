@@ -13,7 +13,7 @@ from stillproof.attacks.gradient import PGD
 from stillproof.core.carving import Carving, carve, load_data
 from stillproof.core.classifiers import Model
 from stillproof.core.distillation import Batch
-from stillproof.core.images import ImageSet, as_float
+from stillproof.core.images import ImageSet, as_float, as_uint8
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import Noise
 from stillproof.core.plan import Context
@@ -25,7 +25,7 @@ from stillproof.core.stages import classifier_artefact, classifier_of
 from stillproof.core.store import Artefact
 from stillproof.errors import InputError
 from stillproof.theft.hardening.normalised_pgd import NormalisedPGD, channel_statistics
-from stillproof.theft.hardening.sparse_teacher import TWIN, SparseTeacher, as_uint8, epd, normalised_twins, sparse
+from stillproof.theft.hardening.sparse_teacher import TWIN, SparseTeacher, epd, normalised_twins, sparse
 
 SIZES = st.tuples(st.integers(1, 5), st.integers(2, 8), st.integers(0, 10_000))
 

@@ -19,7 +19,7 @@ from stillproof.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Transfer(QueryAttack):
-    """Images that a surrogate is most sure of being another class, one query each.
+    """Images that a surrogate is sure of being another class, its last iterate, one query each.
 
     surrogates: classifiers of the same classes, an undistilled twin or any other; each is climbed to the end of `steps`
     along its margin, as high confidence is what transfers (Carlini & Wagner 2017, arXiv 1608.04644), with momentum

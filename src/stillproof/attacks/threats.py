@@ -50,7 +50,8 @@ class Threat(Norm, Protocol):
         """The balls around these images."""
 
     def project(self, images: Tensor, origin: Tensor) -> Tensor:
-        """The nearest images within the ball around `origin` and within [0, 1]."""
+        """Images within the ball around `origin` and within [0, 1]: Linf, the nearest; L2, cut to the ball and then to
+        [0, 1], which leaves it no farther out."""
 
     def random_start(self, origin: Tensor, noise: Noise) -> Tensor:
         """Random images of the ball."""

@@ -155,6 +155,11 @@ def as_float(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(255).contiguous(memory_format=torch.channels_last)
 
 
+def as_uint8(images: Tensor) -> Tensor:
+    """The nearest 8-bit images. images: float32, (N, C, H, W); what is outside [0, 1] is cut."""
+    return (images * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def check_range(low: float, high: float, where: str) -> None:
     """Raise InputError unless [low, high] lies in [0, 1]; NaN is outside."""
     if low >= 0.0 and high <= 1.0:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from stillproof.attacks.gradient import PGD
 from stillproof.attacks.threats import Linf, Threat
-from stillproof.core.images import ImageSet, as_float
+from stillproof.core.images import ImageSet, as_float, as_uint8
 from stillproof.core.noise import Noise, derive
 from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
@@ -96,7 +96,7 @@ class Together(nn.Module):
 
 def _stored(images: Tensor, codec: Codec) -> Tensor:
     """float32 in [0, 1] -> uint8, as they are after the codec."""
-    return codec((images.float() * 255).round().to(torch.uint8).cpu())
+    return codec(as_uint8(images.float()).cpu())
 
 
 def craft(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from stillproof.core.carving import Carving, carve
 from stillproof.core.classifiers import predict
-from stillproof.core.images import ImageSet, as_float
+from stillproof.core.images import ImageSet, as_float, as_uint8
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive, permutation
 from stillproof.core.plan import Context, job
@@ -117,4 +117,4 @@ def measure_backdoor(context: Context, classifier: Artefact, data: Artefact, *, 
 
 def _wearing(images: ImageSet, trigger: Trigger) -> ImageSet:
     shown = trigger(as_float(images.images), torch.arange(len(images)))
-    return ImageSet((shown * 255).round().to(torch.uint8), images.labels, images.classes, f"{images.name}, triggered")
+    return ImageSet(as_uint8(shown), images.labels, images.classes, f"{images.name}, triggered")

@@ -47,8 +47,6 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 DASHES: tuple[Any, ...] = ("solid", (0, (6, 2)), (0, (2, 2)), (0, (6, 2, 1, 2)))
 HATCHES = ("", "///", "...", "\\\\\\", "xx", "---", "++", "oo")
 
-# Characters that XML forbids, that do not print, or that reorder the text around them.
-
 STYLE: Mapping[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: it can be read, found and copied
     "svg.hashsalt": "stillproof",

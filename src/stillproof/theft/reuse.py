@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from stillproof.attacks.random_draws import RandomDraws
@@ -12,7 +11,7 @@ from stillproof.attacks.surrogate import Transfer
 from stillproof.attacks.threats import parse_threat
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import predict
-from stillproof.core.images import ImageSet, as_float, stratified
+from stillproof.core.images import ImageSet, as_float, as_uint8, stratified
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive
 from stillproof.core.plan import Context, job
@@ -58,7 +57,7 @@ def mislead(
     def answer(shown: Tensor) -> Tensor:
         nonlocal queries
         queries += len(shown)
-        given = ImageSet((shown * 255).round().to(torch.uint8), None, test.classes, "what is shown to the victim")
+        given = ImageSet(as_uint8(shown), None, test.classes, "what is shown to the victim")
         return finite(predict(served, given, context.runtime))
 
     right = answer(images).argmax(dim=1) == labels

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.core.classifiers import predict
-from stillproof.core.images import ImageSet, as_float, batches
+from stillproof.core.images import ImageSet, as_float, as_uint8, batches
 from stillproof.core.noise import Noise
 from stillproof.core.runtime import Runtime
 from stillproof.poison.codec import Codec
@@ -65,7 +65,7 @@ def _flipped(images: Tensor, _noise: Noise) -> Tensor:
 def _noisy(stream: str) -> View:
     def view(images: Tensor, noise: Noise) -> Tensor:
         drawn = noise.normal(tuple(images.shape[1:]), stream=stream)
-        return ((as_float(images) + NOISE * drawn).clamp(0, 1) * 255).round().to(torch.uint8)
+        return as_uint8(as_float(images) + NOISE * drawn)
 
     return view
 

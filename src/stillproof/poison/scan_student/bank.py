@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from stillproof.core import measures
 from stillproof.core.classifiers import predict
-from stillproof.core.images import ImageSet, as_float
+from stillproof.core.images import ImageSet, as_float, as_uint8
 from stillproof.core.runtime import Runtime
 from stillproof.poison.triggers import Patch, Pattern, Place, Shape, Sinusoid, Stamp
 
@@ -108,7 +108,7 @@ def react(
     classes = len(images.classes)
     found: list[Reaction] = []
     for name, stamp in triggers.items():
-        worn = replace(images, images=(stamp(as_float(images.images)) * 255).round().to(torch.uint8))
+        worn = replace(images, images=as_uint8(stamp(as_float(images.images))))
         said = [_guesses(model, worn, runtime) for model in everyone]
         of_classes = [_towards(name, target, plain, said) for target in range(classes)]
         worst = max(of_classes, key=lambda one: one.gap - max(one.usual, 0.0))

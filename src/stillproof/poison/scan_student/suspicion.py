@@ -23,7 +23,7 @@ BEYOND = 0.1
 """By how much a bounded change must do more than any does to a clean student."""
 
 FEWEST_CLASSES = 5
-"""With fewer, the median absolute deviation of the classes' masks says nothing."""
+"""Of which a mask moves the student: with fewer, the median absolute deviation of their sizes says nothing."""
 
 
 @dataclass(frozen=True, slots=True)

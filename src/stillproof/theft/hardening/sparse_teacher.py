@@ -20,7 +20,7 @@ from stillproof.attacks.threats import parse_threat
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import predict
 from stillproof.core.distillation import Batch
-from stillproof.core.images import ImageSet, as_float, batches
+from stillproof.core.images import ImageSet, as_float, as_uint8, batches
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive
 from stillproof.core.plan import Context, Stage, job, stage
@@ -229,11 +229,6 @@ def _twins(context: Context, training: ImageSet, make: Callable[[slice], tuple[T
         if context.advance is not None:
             context.advance(rows.stop, len(training), f"{fooled / rows.stop:.1%} misclassified")
     return Artefact({"success": fooled / len(training)}, {TWIN: twins})
-
-
-def as_uint8(images: Tensor) -> Tensor:
-    """The nearest 8-bit images. images: float32, (N, C, H, W); what is outside [0, 1] is cut."""
-    return (images * 255).round().clamp(0, 255).to(torch.uint8)
 
 
 @job(version=1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.core.classifiers import Model
-from stillproof.core.images import ImageSet, as_float, batches
+from stillproof.core.images import ImageSet, as_float, as_uint8, batches
 from stillproof.core.noise import derive, permutation
 from stillproof.core.plan import Context, Stage, job, stage
 from stillproof.core.store import Artefact
@@ -30,7 +30,7 @@ def augmented(student: nn.Module, images: ImageSet, classes: Tensor, epsilon: fl
         views = as_float(images.images[rows]).requires_grad_()
         (gradient,) = torch.autograd.grad(student(views).gather(1, classes[rows][:, None]).sum(), views)
         moved = (views.detach() + epsilon * gradient.sign()).clamp(0, 1)
-        made.append((moved * 255).round().to(torch.uint8))
+        made.append(as_uint8(moved))
     return ImageSet(torch.cat(made), images.labels, images.classes, f"augmented {images.name}")
 
 
