@@ -37,8 +37,8 @@ def two_groups(learned: Learned) -> Scores:
     """How far into its class's rare group an image is, times how much better two groups explain the class than one.
 
     In whitened features two groups of one covariance part at the plane midway between their means; the means are sought
-    from both ends of the direction in which the class spreads most. The square root of the gain in log-likelihood, 2 per
-    unit, is compared with the other classes' by its median absolute deviation (after SCAn's index).
+    from both ends of the direction in which the class spreads most. The square root of the gain in log-likelihood, 2
+    per unit, is compared with the other classes' by its median absolute deviation (after SCAn's index).
     """
     features = whitened(learned)
     gains: list[float] = []
