@@ -39,7 +39,7 @@ from stillproof.poison.verdict import planted
 from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings, guesses_of, taken_for
 
 OTHER = "zoo:cnn?width=32"
-"""What an attacker trains: a surrogate of the teacher, or a reference such as the scan's."""
+"""What an attacker trains: a surrogate of the teacher, or references as the scan's are."""
 
 AT_ONCE = {"seeds": 1, "defend": False}
 ROWS = os.environ.get("STILLPROOF_ROWS", "")
@@ -92,7 +92,7 @@ class Attacker:
 ADAPTIVE = {
     "knows nothing of the scan": Attacker(),
     "has a surrogate for the teacher": Attacker({"surrogate": OTHER}),
-    "fools teacher and a reference": Attacker({"fools": OTHER}),
+    "fools teacher and references": Attacker({"fools": OTHER}),
     "moves the patch": Attacker({"trigger": "moving-patch"}),
     "passes by the codec": Attacker({"codec": "none"}),
     "stamps images of the target": Attacker({"controls": True}, of="trigger on the target's"),

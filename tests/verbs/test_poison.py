@@ -16,9 +16,13 @@ from tests.verbs.test_steal import Silent
 WHITE = {"trigger": "patch?size=3&pattern=white", "threat": "linf:0.2", "target": 1, "rate": 0.1}
 
 
-def run(store: Path, **given: Any) -> Result:
+def settings_of(**given: Any) -> PoisonSettings:
     chosen = {"profile": "smoke", "data": "digits", "teacher": "zoo:cnn?width=16", "student": "zoo:cnn?width=16"}
-    settings = PoisonSettings(**(chosen | WHITE | given)).resolved()
+    return PoisonSettings(**(chosen | WHITE | given)).resolved()
+
+
+def run(store: Path, **given: Any) -> Result:
+    settings = settings_of(**given)
     planned = POISON_A_PIPELINE.plan(settings, Runtime.choose())
     values = Execution(planned, Store(str(store)), Silent()).run()
     assert {"teacher", "student-clean", "student-poisoned"} == set(POISON_A_PIPELINE.models(settings, values))
@@ -57,6 +61,21 @@ def test_poison_that_deceives_nobody_shows_nothing(tmp_path: Path) -> None:
     result = run(tmp_path, epochs=12, threat="linf:0.01", trigger="patch?size=2", controls=False, seeds=1)
     assert result.findings[0].status == "inconclusive"
     assert "weak" in " ".join(result.findings[0].evidence)
+
+
+def test_an_attacker_who_knows_the_scan_deceives_references_made_as_the_scan_makes_its_own() -> None:
+    def deceived(**given: Any) -> list[str]:
+        found = POISON_A_PIPELINE.plan(settings_of(controls=False, seeds=1, **given), Runtime.choose())
+        (crafting,) = [one for one in found.order if one.label == "craft: poison"]
+        read = crafting.inputs["deceived"]
+        assert isinstance(read, tuple)
+        return [one.label for one in read]
+
+    assert deceived() == ["train the teacher, seed 0"]
+    own = [f"distil the attacker's reference {number} of 4" for number in (1, 2, 3, 4)]
+    assert deceived(fools="zoo:cnn?width=4") == ["train the teacher, seed 0", *own]
+    surrogate, *others = deceived(fools="zoo:cnn?width=4", surrogate="zoo:cnn?width=6")
+    assert (surrogate.startswith("train the surrogate"), others) == (True, own)
 
 
 @pytest.mark.parametrize(

@@ -148,8 +148,8 @@ def reactions_table(reactions: Sequence[Reaction], classes: Sequence[str]) -> Ta
         title="Triggers of the bank",
         columns=["trigger", "taken for", "by the student", "by its teacher", "clean students over the teacher", "p"],
         rows=rows,
-        note="Of the trusted images that neither it, its teacher nor a clean student takes for that class. p: McNemar's, "
-        "after Bonferroni over the bank.",
+        note="Of the trusted images that neither it, its teacher nor a clean student takes for that class. p: "
+        "McNemar's, after Bonferroni over the bank.",
     )
 
 

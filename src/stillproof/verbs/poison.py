@@ -60,7 +60,9 @@ class PoisonSettings(DataSettings):
         None, description="Model SPEC that the attacker has in place of the teacher; without weights it is trained."
     )
     fools: str | None = Field(
-        None, description="Model SPEC of a reference that the poison is to deceive as well (an adaptive attacker)."
+        None,
+        description="Model SPEC of references that the poison is to deceive as well: four, distilled as the scan's are "
+        "(an adaptive attacker).",
     )
     codec: str = Field("auto", description="Of the poison: auto (as the clean images'), none, or jpeg:75.")
     objective: str = Field("kd?alpha=1", description="Objective SPEC of the distillation.")
@@ -127,9 +129,12 @@ def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
 def _teachers(settings: PoisonSettings, data: Data) -> tuple[Stage, list[Stage]]:
     """The teacher, and the classifiers that the poison is made to deceive."""
     from stillproof.core.classifiers import Model
+    from stillproof.core.distillation import Distillation
     from stillproof.core.noise import derive
-    from stillproof.core.stages import classifier_stage
+    from stillproof.core.plan import stage
+    from stillproof.core.stages import classifier_stage, distil
     from stillproof.core.training import Recipe
+    from stillproof.poison.scanning import REFERENCES
 
     common: dict[str, Any] = {
         "data": data.stage,
@@ -137,12 +142,26 @@ def _teachers(settings: PoisonSettings, data: Data) -> tuple[Stage, list[Stage]]
         "images": data.sizes.training,
     }
     teacher = classifier_stage("the teacher", model=Model(settings.teacher), seed=settings.seed, **common)
-    own = [
-        classifier_stage(f"the {what}", model=Model(spec), seed=derive(settings.seed, what), **common)
-        for what, spec in (("surrogate", settings.surrogate), ("reference", settings.fools))
-        if spec is not None
+    known = teacher
+    if settings.surrogate is not None:
+        seed = derive(settings.seed, "surrogate")
+        known = classifier_stage("the surrogate", model=Model(settings.surrogate), seed=seed, **common)
+    references = [  # as the scan makes its own, of more images than it has
+        stage(
+            distil,
+            f"distil the attacker's reference {number + 1} of {REFERENCES}",
+            passes=3 * data.sizes.training * settings.epochs,
+            teacher=known,
+            data=data.stage,
+            model=Model(str(settings.fools)),
+            objective=Distillation(alpha=1.0),
+            online=False,
+            recipe=common["recipe"],
+            seed=derive(settings.seed, "the attacker's reference", number),
+        )
+        for number in range(REFERENCES if settings.fools is not None else 0)
     ]
-    return teacher, own if settings.surrogate else [teacher, *own]
+    return teacher, [known, *references]
 
 
 def _crafted(
