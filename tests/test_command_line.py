@@ -368,36 +368,6 @@ def test_a_store_that_was_tampered_with_names_no_code_to_run() -> None:
     assert not Path("executed").exists()
 
 
-def test_a_reader_who_leaves_early_changes_nothing() -> None:
-    for arguments in ([*TINY, "--json"], TINY):
-        command = [sys.executable, "-m", "stillproof", "steal", *arguments, "--defence=identity"]
-        whole = subprocess.run(command, capture_output=True, check=False)
-        assert whole.returncode == cli.FOUND
-        reading, writing = os.pipe()
-        os.close(reading)
-        left = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
-        os.close(writing)
-        assert left.returncode == cli.FOUND, left.stderr
-        assert "Traceback" not in left.stderr
-
-
-def test_a_reader_of_the_help_may_leave() -> None:
-    reading, writing = os.pipe()
-    os.close(reading)
-    command = [sys.executable, "-m", "stillproof", "--help"]
-    left = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
-    os.close(writing)
-    assert (left.returncode, left.stderr) == (cli.OK, "")
-
-
-def test_what_user_code_prints_is_no_part_of_the_result() -> None:
-    tiny = [argument for argument in TINY if not argument.startswith("--victim")]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = stillproof("steal", *tiny, "--victim=tests.victims:chatty", "--json", env=environment)
-    assert json.loads(done.stdout)["verb"] == "steal", done.stderr
-    assert "hello" in done.stderr
-
-
 def test_a_run_that_was_refused_is_not_the_one_to_resume(capsys: pytest.CaptureFixture[str]) -> None:
     tiny = [argument for argument in TINY if not argument.startswith("--victim")]
     assert cli.run(["steal", *tiny, "--victim=tests.victims:nan_outputs"]) == cli.USAGE
@@ -405,14 +375,6 @@ def test_a_run_that_was_refused_is_not_the_one_to_resume(capsys: pytest.CaptureF
     capsys.readouterr()
     assert cli.run(["resume"]) == cli.USAGE
     assert "no unfinished run" in complaint(capsys)
-
-
-def test_doctor_looks_and_tells(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["doctor", "--json"]) in (cli.OK, cli.INCOMPLETE)
-    told = json.loads(capsys.readouterr().out)
-    assert told["packages"]["torch"]
-    assert told["checks"]["a training step"] == "ok"
-    assert told["checks"]["the store"] == "ok"
 
 
 @pytest.mark.parametrize("place", ["http://host:1/a,b:c", "kept+x/a:b"])

@@ -119,7 +119,8 @@ def report(run: Path, /) -> int:
     """Write report.html anew from a run directory or a result.json."""
     from stillproof.runs.execution import regenerate
 
-    print(regenerate(run))
+    with _reader_may_leave():
+        print(regenerate(run))
     return OK
 
 
@@ -128,7 +129,9 @@ def list_runs(*, runs: Path = Path("runs"), as_json: AsJson = False) -> int:
     """The runs in a folder, oldest first."""
     from stillproof.runs.listing import listed, show_list
 
-    show_list(listed(runs), as_json=as_json)
+    found = listed(runs)
+    with _reader_may_leave():
+        show_list(found, as_json=as_json)
     return OK
 
 
@@ -137,7 +140,10 @@ def doctor(*, as_json: AsJson = False) -> int:
     """What this machine has, and what Stillproof makes of it."""
     from stillproof.runs.doctor import examine
 
-    return OK if examine(as_json=as_json) else INCOMPLETE
+    is_well = True
+    with _reader_may_leave():
+        is_well = examine(as_json=as_json)
+    return OK if is_well else INCOMPLETE
 
 
 def main() -> None:

@@ -86,7 +86,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], Tensor | None]:
             state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # a damaged pickle can fail in any way
             raise InputError(
-                f"{path} does not load as plain tensors: {reason(error)}",
+                f"{path} does not load as plain tensors ({type(error).__name__}).",
                 "It holds more than a state dict, or it is damaged; nothing in it was executed.\n"
                 "Save model.state_dict() alone, best with safetensors.",
             ) from None

@@ -54,12 +54,16 @@ def run(verb: str, options: RunOptions | None = None, **settings: Any) -> Result
     from stillproof.runs.execution import Run
 
     found = verb_named(verb)
+    if options is not None and not isinstance(options, RunOptions):
+        raise InputError(f"options is a {type(options).__name__}.", "Give stillproof.RunOptions(runs=…, store=…).")
     try:
         given = found.settings(**settings).resolved()
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"])
-        raise InputError(f"{name}: {first['msg']}.", nearest(name, found.settings.model_fields)) from None
+        known = found.settings.model_fields
+        hint = f"See stillproof {verb} --help." if name in known else nearest(name, known)
+        raise InputError(f"{name}: {first['msg']}.", hint) from None
     _, result = Run(found, given, options or RunOptions()).perform()
     return result
 

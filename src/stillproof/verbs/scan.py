@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from cyclopts import Parameter
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from stillproof.findings import Finding, Result, worst
 from stillproof.verbs import Verb
-from stillproof.verbs.settings import BY_PROFILE, Profile, VerbSettings, merged, settings_as_json
+from stillproof.verbs.settings import BY_PROFILE, Profile, VerbSettings, Words, merged, settings_as_json
 
 if TYPE_CHECKING:
     from stillproof.core.classifiers import Model
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
     from stillproof.core.store import Artefact
     from stillproof.poison.scan_set.verdict import Scanned
     from stillproof.runs.image_sets import WrittenSet
-
-Listed = Parameter(negative="", consume_multiple=False)
 
 FALSE_ALARMS = 0.01
 """At which a verdict is given, unless the user asks for another."""
@@ -57,17 +54,12 @@ class ScanSettings(VerbSettings):
         None, description="Model SPEC, with weights, of a student to scan for a backdoor, relative to its teacher."
     )
     inversion_epochs: int = Field(20, ge=1, description=f"Epochs of the search for a student's trigger. {BY_PROFILE}")
-    also: Annotated[tuple[str, ...], Listed] = Field(
+    also: Words = Field(
         (),
         description="Further scanners to report beside, without a say in the verdict: stability, two-groups, … or all.",
     )
     false_alarms: float = Field(FALSE_ALARMS, gt=0, lt=0.5, description="Share of clean images that may be flagged.")
     epochs: int = Field(60, ge=1, description=f"Epochs of the references. {BY_PROFILE}")
-
-    @field_validator("also", mode="before")
-    @classmethod
-    def _no_null(cls, given: object) -> object:
-        return () if given is None else given
 
 
 def plan(settings: ScanSettings, runtime: Runtime) -> Plan:
@@ -177,7 +169,7 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     scanned = looking.stage(master, suspects, trusted, images=facts.train, known=known)
     found = {"compared": compared, "suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}
     found["premise"] = looking.premise(scanned)
-    names = further_named([part for text in settings.also for part in text.split(",") if part])
+    names = further_named(settings.also)
     if names:
         found["further"] = looking.further(master, suspects, trusted, names, images=facts.train, known=known)
     return found

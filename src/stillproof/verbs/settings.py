@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from cyclopts import Parameter
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 Profile = Literal["smoke", "standard", "thorough"]
 
 BY_PROFILE = "[by profile]"
+
+
+def _parted(given: object) -> object:
+    """`--thief a,b --thief c`, a list and a string mean the same; nothing is none."""
+    texts = () if given is None else (given,) if isinstance(given, str) else given
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        return given  # pydantic says what is wrong with it
+    return tuple(part for text in texts for part in text.split(",") if part)
+
+
+Words = Annotated[tuple[str, ...], Parameter(negative="", consume_multiple=False), BeforeValidator(_parted)]
+"""Names, several joined by commas or given one by one."""
 
 
 class VerbSettings(BaseModel):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from cyclopts import Parameter
-from pydantic import Field, field_validator
+from pydantic import Field
 
 from stillproof.findings import Result, worst
 from stillproof.verbs import Verb
-from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profile, merged, settings_as_json
+from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profile, Words, merged, settings_as_json
 
 if TYPE_CHECKING:  # torch is imported when a plan is made, not when a command line is read
     from stillproof.core.plan import Plan, Stage
@@ -21,8 +20,6 @@ if TYPE_CHECKING:  # torch is imported when a plan is made, not when a command l
     from stillproof.theft.defences import Defence
     from stillproof.theft.lesson import Candidate
     from stillproof.theft.pipeline import Pipeline
-
-Listed = Parameter(negative="", consume_multiple=False)
 
 
 class StealSettings(DataSettings):
@@ -38,14 +35,14 @@ class StealSettings(DataSettings):
     )
 
     victim: str = Field(..., description="Model SPEC of the victim; without weights it is trained first.")
-    defence: Annotated[tuple[str, ...], Listed] = Field((), description="Defences, by SPEC: ast, top?k=3+round, …")
-    thief: Annotated[tuple[str, ...], Listed] = Field(("all",), description="Thieves, by SPEC, or all.")
+    defence: Words = Field((), description="Defences, by SPEC: ast, top?k=3+round, …")
+    thief: Words = Field(("all",), description="Thieves, by SPEC, or all.")
     thief_model: str = Field(
         "zoo:cnn",
         description="Model SPEC of the thief's student. With weights it begins with them, and so does the reference.",
     )
     queries: str = Field("50/class", description="How many images a thief asks about: 500, or 50/class.")
-    budgets: Annotated[tuple[str, ...], Listed] = Field(
+    budgets: Words = Field(
         (), description="Further numbers of queries, for a curve: 10/class,200/class. All is stolen anew for each."
     )
     queries_from: Literal["outside", "inside"] = Field(
@@ -66,11 +63,6 @@ class StealSettings(DataSettings):
     )
     utility_budget: float = Field(0.02, ge=0, le=1, description="Accuracy that a defence may cost (SP-T3, SP-T4).")
 
-    @field_validator("defence", "thief", "budgets", mode="before")
-    @classmethod
-    def _no_null(cls, given: object) -> object:
-        return () if given is None else given
-
     def of_budget(self, queries: str) -> StealSettings:
         """The same theft with another number of queries, and nothing beside it."""
         return self.model_copy(update={"queries": queries, "budgets": (), "transfer": None})
@@ -82,8 +74,8 @@ def cast(settings: StealSettings) -> Cast:
     from stillproof.theft.cast import assembled
 
     return assembled(
-        _listed(settings.defence),
-        _listed(settings.thief),
+        settings.defence,
+        settings.thief,
         labelled=settings.labels,
         scores=Reveal.parse(settings.reveal).kind != "label",
         others=settings.query_data is not None,
@@ -91,17 +83,12 @@ def cast(settings: StealSettings) -> Cast:
     )
 
 
-def _listed(given: tuple[str, ...]) -> list[str]:
-    """`--thief a,b --thief c` and a list in YAML mean the same."""
-    return [part for text in given for part in text.split(",") if part]
-
-
 def plan(settings: StealSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Looks at files and names; trains nothing. Raises InputError."""
     from stillproof.core.plan import Plan
 
     outputs = _stages(settings)
-    for queries in _listed(settings.budgets):
+    for queries in settings.budgets:
         further = _stages(settings.of_budget(queries))
         outputs |= {f"{queries}: {name}": found for name, found in further.items()}
     return Plan(outputs, runtime)
@@ -166,7 +153,7 @@ def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
     drawn = curves(account)
     if settings.budgets:
         everyone = [account]
-        for queries in _listed(settings.budgets):
+        for queries in settings.budgets:
             mark = f"{queries}: "
             of_these = {key.removeprefix(mark): value for key, value in values.items() if key.startswith(mark)}
             everyone.append(_account(settings.of_budget(queries), who, of_these))
