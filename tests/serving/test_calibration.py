@@ -64,3 +64,9 @@ def test_answers_in_pieces_are_as_far_apart_as_all_at_once() -> None:
     whole = guard(Given(logits), found.response, [surrogate])(images)
     assert float(l1(logits, whole).mean()) == pytest.approx(found.l1, abs=1e-4)
     assert not found.misses(0.3)
+
+
+@pytest.mark.parametrize("l1", [float("nan"), -0.1, 2.1])
+def test_no_response_is_tuned_to_what_is_no_distance(l1: float) -> None:
+    with pytest.raises(InputError, match="no L1 distance"):
+        calibrated(made("power"), torch.randn(10, 3), l1)

@@ -21,7 +21,6 @@ from stillproof.serving.guard import guard
 from stillproof.serving.responses import Response
 from stillproof.serving.responses.adaptive_misinformation import Misinformation
 from stillproof.serving.responses.joined import response_of
-from stillproof.serving.responses.mad import LEAD, extreme, extreme_keeping
 from stillproof.serving.responses.modelguard_w import MARGIN, SMALLEST, least_informative
 
 SPECS = [
@@ -243,50 +242,6 @@ def test_a_network_trained_to_be_wrong_is_told_to_avoid_the_label() -> None:
     assert logits.grad[0, 0] > 0
 
 
-def gradient_of_last_layer(surrogate: Seen, image: Tensor, answer: Tensor) -> Tensor:
-    """The gradient of the soft cross-entropy with respect to the last layer, by automatic differentiation."""
-    loss = -(answer * surrogate(image[None]).log_softmax(1)[0]).sum()
-    (found,) = torch.autograd.grad(loss, surrogate.linear.weight)
-    return found.flatten()
-
-
-def test_mad_turns_the_gradient_of_the_last_layer_as_far_as_any_of_its_candidates() -> None:
-    K, images = 4, images_for(6)
-    surrogate = Seen(K, seed=9)
-    p = (2 * Noise(6, torch.arange(6), 0).normal((K,))).softmax(1)
-    q = surrogate(images).detach().softmax(1)
-    winner = p.argmax(1, keepdim=True)
-    corner, kept = extreme(p, q), extreme_keeping(p, q, winner)
-
-    def turned(row: int, answer: Tensor) -> float:
-        u, v = (gradient_of_last_layer(surrogate, images[row], a) for a in (answer, p[row]))
-        return float((u / u.norm() - v / v.norm()).norm() ** 2)
-
-    for row in range(6):
-        corners = [turned(row, corner_answer) for corner_answer in torch.eye(K)]
-        assert turned(row, corner[row]) == pytest.approx(max(corners), abs=1e-4)
-        subsets = []
-        for number in range(2**K):
-            chosen = torch.tensor([float(number >> place & 1) for place in range(K)])
-            if chosen[winner[row]]:
-                chosen[winner[row]] += LEAD
-                subsets.append(turned(row, chosen / chosen.sum()))
-        assert turned(row, kept[row]) == pytest.approx(max(subsets), abs=1e-4)
-
-
-def test_growing_a_subset_class_by_class_comes_near_the_best_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    from stillproof.serving.responses import mad
-
-    p = (2 * Noise(7, torch.arange(50), 0).normal((8,))).double().softmax(1)
-    q = Noise(8, torch.arange(50), 0).normal((8,)).double().softmax(1)
-    winner = p.argmax(1, keepdim=True)
-    best = mad.turned(p, extreme_keeping(p, q, winner)[:, None], q)
-    monkeypatch.setattr(mad, "EXHAUSTIVE", 1)
-    grown = mad.turned(p, extreme_keeping(p, q, winner)[:, None], q)
-    assert bool((grown <= best + 1e-9).all())
-    assert float((grown / best).mean()) > 0.95
-
-
 def solved_by_scipy(p: np.ndarray[Any, Any], top: int, epsilon: float) -> float:
     """The least Σ log(p + 10⁻⁶)·p' by a general solver: variables p' and |p' − p|."""
     K = len(p)
@@ -375,28 +330,6 @@ def test_no_image_gets_no_answer(text: str) -> None:
     assert guard(nn.Linear(5, 5), response, helpers)(torch.zeros(0, 5)).shape == (0, 5)
 
 
-def test_of_two_classes_mad_moves_only_what_it_turns() -> None:
-    logits, other = (2 * torch.randn(200, 2, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    served = guard(nn.Identity(), "mad", [_Says(other)])(logits).exp()
-    for row in range(0, 200, 20):
-        alone = guard(nn.Identity(), "mad", [_Says(other[row : row + 1])])(logits[row : row + 1])
-        assert torch.allclose(alone.exp()[0], served[row], atol=1e-6)
-    p, q = logits.softmax(1), other.softmax(1)
-    moved = (served - p).abs().sum(1) > 1e-5
-    turned = (q - p)[:, 0] * (q - served)[:, 0] < 0
-    assert 0 < int(moved.sum()) < 200
-    assert torch.equal(moved, turned)
-
-
-class _Says(nn.Module):
-    def __init__(self, answers: Tensor) -> None:
-        super().__init__()
-        self.answers = answers
-
-    def forward(self, _images: Tensor) -> Tensor:
-        return self.answers
-
-
 def test_modelguard_w_answers_equal_classes_alike_in_any_batch() -> None:
     tied = torch.zeros(3)
     others = 5 * torch.randn(20, 3, generator=torch.Generator().manual_seed(0))
@@ -415,12 +348,6 @@ def test_what_is_no_module_cannot_be_guarded() -> None:
         guard(lambda images: images, "top")  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("l1", [float("nan"), -0.1, 2.1])
-def test_no_response_is_tuned_to_what_is_no_distance(l1: float) -> None:
-    with pytest.raises(InputError, match="no L1 distance"):
-        stillproof.calibrated(response_of(Spec.parse_joined("power")), torch.randn(10, 3), l1)
-
-
 class Cut(Response):
     """A response with a fault: it loses a class."""
 
@@ -435,12 +362,3 @@ def test_a_response_that_loses_a_class_is_named() -> None:
         guard(nn.Flatten(), Cut())(torch.rand(2, 3, 1, 1))
     with pytest.raises(InputError, match="is no response"):
         guard(nn.Flatten(), 3)  # type: ignore[arg-type]
-
-
-def test_mad_has_gradients_where_it_serves_nothing() -> None:
-    images = torch.rand(8, 6, 1, 1, requires_grad=True)
-    served = guard(
-        nn.Sequential(nn.Flatten(), nn.Linear(6, 4)), "mad?epsilon=2", [nn.Sequential(nn.Flatten(), nn.Linear(6, 4))]
-    )
-    served(images).logsumexp(1).sum().backward()
-    assert bool(images.grad.isfinite().all())  # type: ignore[union-attr]
