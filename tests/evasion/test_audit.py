@@ -99,6 +99,10 @@ class Around(nn.Module):
             return logits.sigmoid()
         if self.way == "functional head":
             return (logits * 30 * torch.ones(1)).softmax(1).clamp_min(torch.finfo(torch.float32).tiny).log()
+        if self.way == "inference_mode":
+            with torch.inference_mode():
+                found: Tensor = self.classifier(images)
+            return found.clone()
         if self.way == "data":
             return self.classifier(images.data)  # type: ignore[no-any-return]
         if self.way == "saturated probabilities":
@@ -128,6 +132,7 @@ TRUTHS = {
     "plain, sigmoids": ("plain", "sigmoids", "yes"),
     "plain, functional head": ("plain", "functional head", "yes"),
     "plain, data": ("plain", "data", "yes"),
+    "plain, inference_mode": ("plain", "inference_mode", "yes"),
     "distilled": ("distilled", "", "yes"),
     "hardened": ("hardened", "", "no"),
     "hardened, × 100": ("hardened", "× 100", "yes"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -46,6 +47,17 @@ class _Through(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self.passed = 0
+        self._entering: Any = None
+
+    def __enter__(self) -> _Through:
+        self._entering = torch.inference_mode.__enter__
+        torch.inference_mode.__enter__ = _staying_out(self)  # type: ignore[method-assign]  # no function mode sees it
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *why: object) -> None:
+        super().__exit__(*why)  # type: ignore[no-untyped-call]
+        torch.inference_mode.__enter__ = self._entering  # type: ignore[method-assign]
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Sequence[type], args: Sequence[Any] = (), kwargs: Any = None
@@ -76,6 +88,16 @@ class _Through(TorchFunctionMode):
             setattr(found, STANDS_FOR, cast)
             return found
         return _with_integers(func, args, kwargs)
+
+
+def _staying_out(through: _Through) -> Callable[[Any], None]:
+    """inference_mode() within a forward pass: entered, and not in force."""
+
+    def enter(mode: Any) -> None:
+        through.passed += 1
+        mode._inference_mode_context = nullcontext()
+
+    return enter
 
 
 def _passed(value: Tensor, gradient_of: Tensor) -> Tensor:
@@ -141,7 +163,8 @@ def way_through(classifier: nn.Module, images: Tensor) -> nn.Module | None:
 
 
 class StraightThrough(nn.Module):
-    """A classifier whose rounding, signs, integer casts, detach() and no_grad() pass gradients; to climb `through`.
+    """A classifier whose rounding, signs, integer casts, detach(), .data, no_grad() and inference_mode() pass
+    gradients, to climb `through`.
 
     Its answers are those of the classifier, up to rounding. What is computed with NumPy, by a comparison or an index
     stays without gradient. Source: Bengio et al. 2013, arXiv 1308.3432; as an attack, Athalye et al. 2018, arXiv
