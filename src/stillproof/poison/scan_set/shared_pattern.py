@@ -76,18 +76,22 @@ class SharedPattern:
     def _filters(self, spectrum: _Spectrum, suspects: Sight, p: Tensor, other_half: Tensor) -> dict[int, Tensor]:
         """A filter of length 1 for each class that has enough suspicious images in the other half."""
         guessed, found = suspects.guessed, {}
+        levels = torch.tensor(sorted(self.suspicions), dtype=p.dtype)
         for index in range(suspects.teacher.shape[1]):
-            here, clearest = other_half & (guessed == index), 0.0
-            for level in self.suspicions:
-                rows, others = here & (p <= level), here & (p > level)
-                if int(rows.sum()) < self.fewest or int(others.sum()) < self.fewest:
+            here, clearest = (other_half & (guessed == index)).nonzero()[:, 0], 0.0
+            between = torch.bucketize(p[here], levels)  # each level holds what those below it hold
+            sums = spectrum.sums(suspects.images[here], between, len(levels) + 1).cumsum(0)
+            counts = torch.bincount(between, minlength=len(levels) + 1).cumsum(0).tolist()
+            for suspicious, rows in zip(sums[:-1], counts[:-1], strict=True):
+                others = counts[-1] - rows
+                if rows < self.fewest or others < self.fewest:
                     continue
-                difference = spectrum.mean(suspects.images[rows]) - spectrum.mean(suspects.images[others])
-                by_chance = CHANCE * (1 / int(rows.sum()) + 1 / int(others.sum()))
+                difference = suspicious / rows - (sums[-1] - suspicious) / others
+                by_chance = CHANCE * (1 / rows + 1 / others)
                 kept = difference * (1 - by_chance / difference.square().clamp_min(1e-12)).clamp_min(0)
                 clear = float(kept.square().sum()) / by_chance
                 if clear > clearest:
-                    found[index], clearest = kept / kept.norm().clamp_min(1e-12), clear
+                    found[index], clearest = (kept / kept.norm().clamp_min(1e-12)).float(), clear
         return found
 
 
@@ -129,11 +133,13 @@ class _Spectrum:
             pixels = torch.einsum("dc,nchw->ndhw", self.colours, images[rows].float() / 255)
             yield (self.rows @ pixels @ self.columns.T - self.centre) / self.deviation
 
-    def mean(self, images: Tensor) -> Tensor:
-        total = torch.zeros(images.shape[1:])
+    def sums(self, images: Tensor, group: Tensor, groups: int) -> Tensor:
+        """Of the coefficients of each group's images: (groups, C, H, W). group: int64, (N,)."""
+        total, start = torch.zeros(groups, *images.shape[1:], dtype=torch.float64), 0
         for chunk in self.chunks(images):
-            total += chunk.clamp(-LOUD, LOUD).sum(0)
-        return total / len(images)
+            total.index_add_(0, group[start : start + len(chunk)], chunk.clamp(-LOUD, LOUD).double())
+            start += len(chunk)
+        return total
 
     def image(self, coefficients: Tensor) -> Tensor:
         """What coefficients look like as a change of an image."""
