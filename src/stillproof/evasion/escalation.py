@@ -23,6 +23,7 @@ from stillproof.attacks.square import Square
 from stillproof.attacks.surrogate import Transfer
 from stillproof.attacks.threats import L2, Linf
 from stillproof.errors import InputError
+from stillproof.evasion.indicators import DEAD_SHARE
 from stillproof.evasion.ladder import Effort, Ladder, Rung
 
 
@@ -52,7 +53,7 @@ def rungs(
         yield Rung("FGSM", "one step", FGSM(**white), "right", "the cheapest look")
         pgd = PGD(**white, steps=effort.pgd)
         yield Rung(f"PGD-{effort.pgd}, cross-entropy", "deployed", pgd, "right", "what most evaluations stop at")
-        apgd = APGD(**white, steps=effort.apgd, restarts=3)  # what it is compared with are several searches too
+        apgd = APGD(**white, steps=effort.apgd)
         why = "converged on the deployed output: the robustness that is claimed"
         yield Rung(f"APGD-{effort.apgd}, cross-entropy", "deployed", apgd, "watched survivors", why)
     why = "luck: where it beats a gradient attack, the gradients mislead"
@@ -75,6 +76,10 @@ def rungs(
         nearest = FMN(norm=norm, steps=effort.nearest, samples=samples)
         why = "follows the boundary instead of filling the ball"
         yield Rung(f"FMN-{effort.nearest}", "white box", nearest, "standing", why, skip=_without_gradient)
+        anew = APGD(**white, steps=effort.apgd, restarts=2)
+        why = "what others took and cross-entropy did not may be luck: they were several searches, and it was one"
+        name = f"APGD-{effort.apgd}, cross-entropy, two more starts"
+        yield Rung(name, "deployed again", anew, "hidden", why, skip=_starts_are_no_help)
         # where this is the only way, it has to be tried as hard as the front door
         climbing = {
             f"APGD-{effort.apgd}, margin": replace(apgd, loss="margin"),
@@ -124,6 +129,12 @@ def rungs(
 def _without_gradient(ladder: Ladder) -> str:
     standing = int(ladder.standing.sum())
     return "no image that stands has a gradient" if int((ladder.dead & ladder.standing).sum()) == standing else ""
+
+
+def _starts_are_no_help(ladder: Ladder) -> str:
+    """Where it begins matters little to cross-entropy where it has no gradient."""
+    dead, right = int((ladder.dead & ladder.right).sum()), int(ladder.right.sum())
+    return "too many images have no gradient, wherever it starts" if dead > DEAD_SHARE * right else ""
 
 
 def _adaptive(given: object, white: dict[str, Any], effort: Effort) -> Rung:

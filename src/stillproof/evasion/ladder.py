@@ -42,8 +42,8 @@ Kind = Literal[
 ]
 """What a rung sees. deployed: the gradient of the output as it is served, which is what can be masked; straight
 through: the logits within, past steps that have no gradient; adaptive: the user's own attack or loss, which may be an
-ordinary white box's; detour: a module of the user's, climbed in place of the classifier. The last two are no rungs:
-what looking closely found, on the output as it is served, and otherwise."""
+ordinary white box's; detour: a module of the user's, climbed in place of the classifier; deployed again: the deployed
+gradient on what others took. What looking closely found is noted as `deployed again` or `close look`."""
 
 CHUNK = 256
 """Images that are attacked at once."""
@@ -90,8 +90,9 @@ class Rung:
     name: str
     kind: Kind
     attack: Attack
-    on: Literal["right", "watched survivors", "standing", "standing, unwatched"]
-    """watched survivors: those of the watched images that nothing on the deployed output has fooled yet."""
+    on: Literal["right", "watched survivors", "hidden", "standing", "standing, unwatched"]
+    """watched survivors: those of the watched images that nothing on the deployed output has fooled yet; hidden: those
+    of them that something else has."""
     why: str
     through: nn.Module | None = None
     """What is climbed in place of the classifier."""
@@ -156,6 +157,7 @@ class Ladder:
         chosen = {
             "right": self.right,
             "watched survivors": self.watched & self.right & ~self.fell_to("deployed"),
+            "hidden": self.watched & self.right & ~self.standing & ~self.fell_to("deployed"),
             "standing": self.standing,
             "standing, unwatched": self.standing & ~self.watched,
         }[on]
@@ -163,7 +165,7 @@ class Ladder:
 
     def is_suspicious(self) -> bool:
         """Whether something won where the deployed output's gradient lost, or there is no gradient at all."""
-        hidden = self.watched & self.fell_to(*OTHERWISE) & ~self.fell_to("deployed")
+        hidden = self.watched & self.fell_to(*OTHERWISE) & ~self.fell_to("deployed", "deployed again")
         hidden |= self.fell_to(
             "transfer", "detour", "straight through"
         )  # they are shown to what nothing else has fooled

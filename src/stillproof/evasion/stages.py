@@ -83,7 +83,7 @@ class Scaled(nn.Module):
         return logits * self.factor
 
 
-@job(version=5)
+@job(version=6)
 def audit_classifier(
     context: Context,
     classifier: Artefact,
