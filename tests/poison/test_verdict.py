@@ -142,6 +142,32 @@ def test_near_copies_are_found_and_others_are_not() -> None:
     assert near_copies(torch.zeros(300, 1, 8, 8, dtype=torch.uint8), seed=0).unique().tolist() == [0]
 
 
+def test_in_a_pale_set_images_that_are_not_copies_are_told_apart() -> None:
+    drawn = torch.Generator().manual_seed(0)
+    pale = (100 + 12 * torch.rand(400, 1, 4, 4, generator=drawn)).repeat_interleave(8, 2).repeat_interleave(8, 3).byte()
+    assert len(near_copies(pale, seed=0).unique()) > 350
+    greys = torch.arange(256, dtype=torch.uint8)[:, None, None, None].expand(256, 1, 8, 8).contiguous()
+    assert len(near_copies(greys, seed=0).unique()) > 25
+
+
+@pytest.mark.parametrize("rate", [0.01, 0.05, 0.2, 0.3])
+def test_a_clean_set_weighs_nothing_at_any_rate_of_false_alarms(rate: float) -> None:
+    drawn = np.random.default_rng(1)
+    seen = replace(scanned(0, 5000), p=drawn.permutation(np.linspace(1e-3, 1, 2000)), false_alarms=rate)
+    assert not seen.weighs
+
+
+def test_many_classes_of_which_few_images_are_trusted_are_no_other_mix() -> None:
+    drawn = np.random.default_rng(0)
+    few = replace(
+        scanned(0, 300),
+        guessed=drawn.integers(0, 100, 2000),
+        usual=drawn.integers(0, 100, 300),
+        classes=tuple(map(str, range(100))),
+    )
+    assert not few.is_of_another_mix
+
+
 def test_nothing_is_said_of_classes_that_no_trusted_image_is_taken_for() -> None:
     for flagged in (0, 400):
         seen = replace(scanned(flagged, 5000), usual=np.zeros(5000, int))

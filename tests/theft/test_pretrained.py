@@ -51,6 +51,15 @@ def test_a_training_begins_with_the_weights_and_a_new_last_layer_where_the_class
     assert all(drawn[0][name].equal(drawn[1][name]) for name in drawn[0])
 
 
+def test_a_layer_within_is_never_drawn_anew(tmp_path: Path) -> None:
+    larger = tmp_path / "larger.safetensors"
+    state = Model("zoo:cnn?width=6").fresh((1, 32, 32), 10, seed=5).state_dict()
+    names = [str(n) for n in range(10)]
+    save_classifier(larger, state, spec="zoo:cnn?width=6", shape=(1, 32, 32), classes=names)
+    with pytest.raises(InputError, match="do not fit the model"):
+        Model(str(larger)).begun((1, 16, 16), 10, seed=1)
+
+
 def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
     wide = saved(tmp_path / "wide.safetensors", 10, "zoo:cnn?width=8")
     with pytest.raises(InputError, match="do not fit the model"):

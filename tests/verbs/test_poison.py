@@ -90,6 +90,7 @@ def test_an_attacker_who_knows_the_scan_deceives_references_made_as_the_scan_mak
         ({"student": None, "compress": "prune", "defend": True}, "without defences"),
         ({"student": None, "compress": "squeeze"}, "no compression named"),
         ({"student": None, "compress": "prune", "objective": "crd"}, "matches features"),
+        ({"fools": "zoo:cnn?weights=x.safetensors"}, "references are distilled"),
         ({"defend": True, "objective": "crd"}, "matches features"),
         ({"defend": True, "label_mode": "online"}, "would be compared with students of online ones"),
     ],

@@ -156,7 +156,7 @@ def way_through(classifier: nn.Module, images: Tensor) -> nn.Module | None:
     try:
         with torch.enable_grad():
             probe = images.detach().clone().requires_grad_()
-            torch.autograd.grad(found(probe).float().sum(), probe)
+            torch.autograd.grad(found(probe.clone()).float().sum(), probe)  # it may change what it is shown
     except Exception:  # it goes where torch cannot follow
         return None
     return found if found.passed or inner is not classifier else None

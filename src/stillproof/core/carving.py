@@ -60,11 +60,11 @@ class Data:
     classes: int
 
 
-def data_stage(spec: str, limit: int | None) -> Data:
-    """The stage that loads what a data SPEC names. Raises InputError where there is nothing."""
+def data_stage(spec: str, limit: int | None, *, fewest_classes: int = 2) -> Data:
+    """The stage that loads what a data SPEC names. Raises InputError where there is nothing to tell apart."""
     source = open_source(spec)
     facts = source.facts()
-    if facts.classes < 2:
+    if facts.classes < fewest_classes:
         raise InputError(f"{spec} has one class alone: there is nothing to tell apart.", "Give images of several.")
     loading = stage(load_data, "load the data", source=source, limit=limit)
     return Data(loading, part_sizes(facts, limit), facts.classes)

@@ -189,7 +189,8 @@ def _described(value: object) -> object:
     """A setting as JSON. What has an `identity()` is that (a file: its content, not its path); a dataclass comes with
     its type's name, so that two with the same fields differ, and that of a plug-in with a digest of its code."""
     if hasattr(value, "identity"):
-        return to_jsonable_python(value.identity())
+        known, code = to_jsonable_python(value.identity()), plugin_identity(cast(type, type(value)))
+        return {"identity": known, **code} if code else known
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [_described(item) for item in value]
     if is_dataclass(value):

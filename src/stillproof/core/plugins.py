@@ -228,12 +228,15 @@ def _code_digest(factory: Any, module: str) -> str:
     except (TypeError, OSError):
         return "no source file"
     depth = module.count(".") + (own.name == "__init__.py")
+    root = own.parents[min(depth, len(own.parents) - 1)]
+    # what is installed beside an installed package has versions of its own
+    package = root / module.partition(".")[0] if "site-packages" in root.parts else root
     files, waiting = set[Path](), [own]
     while waiting:
         file = waiting.pop()
         if file not in files:
             files.add(file)
-            waiting += _imported_by(file, own.parents[min(depth, len(own.parents) - 1)])
+            waiting += [one for one in _imported_by(file, root) if package in one.parents]
     digests = [f"{file_digest(file)}\n" for file in sorted(files)]
     return hashlib.sha256("".join(digests).encode()).hexdigest()
 

@@ -65,8 +65,9 @@ def load_weights(model: nn.Module, path: Path) -> Tensor | None:
 def load_body(model: nn.Module, path: Path) -> None:
     """As `load_weights`, but a last layer for another number of classes stays as it is in the model."""
     state, own = _read(path)[0], model.state_dict()
+    last = next(reversed(own), "").rpartition(".")[0]
     differ = [name for name, value in state.items() if name in own and own[name].shape != value.shape]
-    if len({name.rpartition(".")[0] for name in differ}) == 1:
+    if all(name.rpartition(".")[0] == last and own[name].shape[1:] == state[name].shape[1:] for name in differ):
         state |= {name: own[name] for name in differ}
     load_state(model, state, str(path))
 

@@ -23,7 +23,7 @@ from stillproof.errors import InputError
 from stillproof.evasion.allowance import Allowance, Budget
 from stillproof.evasion.binarisation import Binarised, binarisation_test
 from stillproof.evasion.escalation import rungs
-from stillproof.evasion.examination import REPEATED, Examined, First, examine, first_look
+from stillproof.evasion.examination import AGAIN, ALONE, REPEATED, Examined, First, examine, first_look
 from stillproof.evasion.indicators import REPEAT_TOLERANCE, Evidence, within
 from stillproof.evasion.ladder import Climb, Effort, Ladder, Metered, begin, restore
 
@@ -189,7 +189,8 @@ def _first_cost(images: int, samples: int, *, has_gradient: bool) -> Cost:
     if not has_gradient:
         return Cost(queries=images + min(images, REPEATED))
     again = 2 * samples + 2 if samples > 1 else 0
-    return Cost(forwards=(4 + again) * images, backwards=(2 + (2 if again else 0)) * images)
+    alone = 0 if again else (AGAIN + 2) * min(images, ALONE)
+    return Cost(forwards=(4 + again) * images + alone, backwards=(2 + (2 if again else 0)) * images)
 
 
 def _first(classifier: Classifier, images: Tensor, labels: Tensor, runtime: Runtime, classes: int, seed: int) -> First:

@@ -109,6 +109,8 @@ def _solved(
     inside = torch.zeros(1, dtype=torch.int64)
     try:
         return posed, attack(posed, image, inside, seed=seed, runtime=runtime, through=way_through(posed, around[:4]))
+    except torch.cuda.OutOfMemoryError:
+        raise
     except Exception:  # a module's own backward may know how many classes it had
         return None
 

@@ -30,6 +30,9 @@ DEAD_SHARE = 0.05
 DISAGREEMENT = 0.02
 """Share of the images that stood against the deployed gradient and fell to something that has none: more is a sign."""
 
+WAVERING = 0.01
+"""Median difference of two passes, of the logits' spread, from which attacks may disagree about a classifier."""
+
 REPEAT_TOLERANCE = 1e-4
 """Two passes that differ by more, of the logits' spread, are those of a randomised classifier."""
 
@@ -47,6 +50,7 @@ def within(distance: Any, epsilon: float) -> Any:
 
 DEPLOYED, DEPLOYED_AGAIN, WHITE_BOX, STRAIGHT = "deployed", "deployed again", "white box", "straight through"
 
+ELSEWHERE = "others win where the deployed gradient lost"
 UNBOUNDED, UNCONVERGED = "an unbounded attack fails", "twice the iterations find more"
 NO_RISE = "success hardly rises in twice the ball"
 """Names of signs that others ask for."""
@@ -137,6 +141,12 @@ class Evidence:
     def is_random(self) -> bool:
         """Whether two passes differed."""
         return bool((self.repeats > REPEAT_TOLERANCE).any())
+
+    @property
+    def wavers(self) -> bool:
+        """Whether two passes differ by so much that attacks may disagree about it."""
+        repeats = self.repeats[self.right]
+        return bool(len(repeats)) and float(np.median(repeats)) > WAVERING
 
     @property
     def hard(self) -> Array:
@@ -259,7 +269,7 @@ def _disagreement(evidence: Evidence) -> Sign:
         share = measures.unmeasured("a black box shows no gradient to disagree with")
     return Sign(
         3,
-        "others win where the deployed gradient lost",
+        ELSEWHERE,
         share,
         f"over {DISAGREEMENT:.0%}, {NOT_BY_LUCK} images",
         None if share.value is None else bool(_more(share, DISAGREEMENT)) and int(shown.sum()) >= NOT_BY_LUCK,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.attacks.attack import Attack, GradientAttack, QueryAttack
-from stillproof.attacks.frozen import Classifier
+from stillproof.attacks.frozen import Classifier, frozen
 from stillproof.attacks.record import AttackResult
 from stillproof.attacks.threats import L2, Linf
 from stillproof.core import faults
@@ -194,8 +194,9 @@ class Ladder:
 SHOWN = 8
 """Adversarial images that are kept for the report."""
 
-CONFIRMING = 100
-"""Passes of a randomised classifier by whose mean an adversarial image must still be one."""
+CONFIRMING, SURELY = 100, 2.0
+"""Passes of a randomised classifier by whose mean an adversarial image must still be one, and by how many standard
+errors: each of a dozen rungs may be lucky once more."""
 
 
 class Averaged(nn.Module):
@@ -207,7 +208,7 @@ class Averaged(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> logits, (N, K)."""
-        return torch.stack([self.classifier(images) for _ in range(self.passes)]).mean(0)
+        return torch.stack([self.classifier(images.clone()) for _ in range(self.passes)]).mean(0)
 
 
 LAST_SHARE, SHARE = 1.0, 0.3
@@ -330,11 +331,16 @@ class Climb:
         rows = found.success.nonzero()[:, 0]
         if self.samples == 1 or not isinstance(self.classifier, nn.Module) or not len(rows):
             return found.success, 0
-        with torch.no_grad():
-            shown = found.images[rows].to(self.runtime.device)
-            logits = Averaged(self.classifier, CONFIRMING)(shown).float().cpu()
+        shown, labels = found.images[rows].to(self.runtime.device), self.labels[chunk[rows]]
+        with frozen(self.classifier, shown, self.runtime) as prepared:
+            logits = torch.stack([prepared.judge(shown).cpu() for _ in range(CONFIRMING)])
+        mean = logits.mean(0)
+        rival = mean.scatter(1, labels[:, None], -torch.inf).argmax(1)
+        own, other = (logits[:, torch.arange(len(rows)), named] for named in (labels, rival))
+        ahead = other - own
+        surely = ahead.mean(0) > SURELY * ahead.std(0) / CONFIRMING**0.5
         success = found.success.clone()
-        success[rows] = (logits.argmax(1) != self.labels[chunk[rows]]) & ~logits.isnan().any(1)
+        success[rows] = surely & ~mean.isnan().any(1)
         return success, CONFIRMING * len(rows)
 
     def _attack(self, rung: Rung, attack: Attack, rows: Tensor, seed: int) -> AttackResult:

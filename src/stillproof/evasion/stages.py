@@ -83,7 +83,7 @@ class Scaled(nn.Module):
         return logits * self.factor
 
 
-@job(version=6)
+@job(version=7)
 def audit_classifier(
     context: Context,
     classifier: Artefact,

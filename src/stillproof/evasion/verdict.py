@@ -20,6 +20,7 @@ from stillproof.core import measures
 from stillproof.core.measurement import Measurement
 from stillproof.evasion.indicators import (
     DEPLOYED,
+    ELSEWHERE,
     POINTS,
     SIGNIFICANT,
     UNBOUNDED,
@@ -118,7 +119,7 @@ def _masked(evidence: Evidence, found: Sequence[Sign], gap: Measurement, p: floa
         if not causes:
             said = f"other attacks take {points} more than cross-entropy does, not surely {100 * POINTS:.0f}"
             return _unless_weak(evidence, found, f"{said}, and no sign speaks of masking")
-        if evidence.is_random and all(sign.number == 3 for sign in causes):
+        if evidence.wavers and all(sign.name == ELSEWHERE for sign in causes) and not evidence.fell_to("detour").any():
             said = f"it answers at random, and attacks that average over passes disagree by {points}"
             return "inconclusive", f"{said}: which of them is right, more passes would tell; the worst case is theirs"
         explained = any(sign.number in EXPLAINING for sign in causes)

@@ -170,6 +170,7 @@ def scan_set(
     own = trusted_folds(known)
     fold, shared = _folds_of(images, known, own, derive(0, "suspect folds", digest))
     like = near_copies(images.images, derive(0, "near copies", digest))
+    chosen = _one_of_each(like, derive(0, "one of each", digest))
     seen = replace(_sight(context, master, judges, images, fold), like=like)
     usual = _sight(context, master, judges, known, own)
     doubts = agreement(seen, usual)
@@ -185,7 +186,7 @@ def scan_set(
     tensors |= {
         "p": torch.from_numpy(p)[place],
         "flagged": torch.from_numpy(p <= false_alarms)[place],
-        "original": torch.zeros(len(given), dtype=torch.bool).index_fill_(0, original[_one_of_each(like)], value=True),
+        "original": torch.zeros(len(given), dtype=torch.bool).index_fill_(0, original[chosen], value=True),
         "usual_p": torch.from_numpy(p_values(Scores(found[COMBINED].trusted, found[COMBINED].trusted))),
         "guessed": seen.guessed[place],
         "usual": usual.guessed,
@@ -206,13 +207,12 @@ def scan_set(
 PARTS = ("suspects", "trusted")
 
 
-def _one_of_each(like: Tensor) -> Tensor:
+def _one_of_each(like: Tensor, seed: int) -> Tensor:
     """A random row of each group of near copies: the first would be the one that whoever poisons them puts there."""
-    order = permutation(len(like), derive(0, "one of each", int(like.sum())))
+    order = permutation(len(like), seed)
     _, place = torch.unique(like[order], return_inverse=True)
-    rows = torch.empty(int(place.max()) + 1, dtype=torch.int64)
-    rows[place] = order
-    return rows.sort().values
+    first = torch.full((int(place.max()) + 1,), len(like)).scatter_reduce(0, place, torch.arange(len(like)), "amin")
+    return order[first].sort().values
 
 
 def _originals(images: ImageSet) -> tuple[Tensor, Tensor]:

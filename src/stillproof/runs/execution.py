@@ -71,6 +71,7 @@ class Run:
         directory: that of a run which is resumed; else a new one. Raises StillproofError.
         """
         with ONE_AT_A_TIME:
+            self.runtime.apply()  # another run may have set its own number of threads meanwhile
             return self._perform(directory or self._new_directory())
 
     def _perform(self, directory: RunDirectory) -> tuple[RunDirectory, Result]:

@@ -142,7 +142,7 @@ def answer_test(
     return Artefact({}, {"logits": logits, "labels": test.known_labels()}, cost)
 
 
-@job(version=1)
+@job(version=2)
 def calibrate(
     context: Context,
     classifier: Artefact,

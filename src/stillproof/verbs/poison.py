@@ -134,6 +134,7 @@ def _teachers(settings: PoisonSettings, data: Data) -> tuple[Stage, list[Stage]]
     from stillproof.core.plan import stage
     from stillproof.core.stages import classifier_stage, distil
     from stillproof.core.training import Recipe
+    from stillproof.errors import InputError
     from stillproof.poison.scanning import REFERENCES
 
     common: dict[str, Any] = {
@@ -142,6 +143,8 @@ def _teachers(settings: PoisonSettings, data: Data) -> tuple[Stage, list[Stage]]
         "images": data.sizes.training,
     }
     teacher = classifier_stage("the teacher", model=Model(settings.teacher), seed=settings.seed, **common)
+    if settings.fools is not None and Model(settings.fools).has_weights:
+        raise InputError(f"--fools {settings.fools} brings weights.", "Its references are distilled: leave them out.")
     known = teacher
     if settings.surrogate is not None:
         seed = derive(settings.seed, "surrogate")

@@ -110,7 +110,7 @@ def _stages(settings: StealSettings) -> dict[str, Stage]:
     made = Pipeline(
         cast=cast(settings),
         data=data_stage(settings.data, settings.limit),
-        others=None if others is None else data_stage(others, settings.limit).stage,
+        others=None if others is None else data_stage(others, settings.limit, fewest_classes=1).stage,
         queries=Queries.parse(settings.queries),
         origin=settings.queries_from,
         labelled=settings.labels,

@@ -30,8 +30,8 @@ MIXED = 0.25
 """Total variation of the classes' shares, from which a set is mixed otherwise than the trusted one."""
 
 HEAVY, HEAVY_COPIES, HEAVY_CLASS, FEWEST_WEIGHED = 3.0, 1.5, 0.2, 20
-"""Times the rate of false alarms, flagged and flagged as copies, or share of one class (of so many images at least),
-that is not passed over, though it may be a few images over and over."""
+"""Times the rate of false alarms, flagged and flagged as copies, or share of one class (of so many images at least, and
+as many times that of its trusted ones), that is not passed over, though it may be a few images over and over."""
 
 SEEN = 0.03
 """Share of poison, all of it flagged, that a scan must be able to tell from chance, or it says nothing of a set."""
@@ -138,8 +138,13 @@ class Scanned:
 
     @property
     def is_of_another_mix(self) -> bool:
-        """Whether the classes are mixed otherwise than among the trusted: what is rare there may be usual here."""
-        return float(np.abs(self._mix(self.guessed) - self._mix(self.usual)).sum()) / 2 > MIXED
+        """Whether the classes are mixed otherwise than among the trusted, by more than samples of one mix are: what is
+        rare there may be usual here."""
+        here, there = self._mix(self.guessed), self._mix(self.usual)
+        both = (here * len(self.guessed) + there * len(self.usual)) / (len(self.guessed) + len(self.usual))
+        spread = both * (1 - both) * (1 / max(1, len(self.guessed)) + 1 / max(1, len(self.usual)))
+        by_chance = np.sqrt(2 / math.pi * spread).sum()
+        return float(np.abs(here - there).sum() - by_chance) / 2 > MIXED
 
     def _mix(self, classes: np.ndarray) -> np.ndarray:
         counts: np.ndarray = np.bincount(classes, minlength=len(self.classes)) / max(1, len(classes))
@@ -148,10 +153,18 @@ class Scanned:
     @property
     def weighs(self) -> bool:
         """Whether much more is flagged than by chance, each copy counted: that is what a student would learn."""
-        shares = [share.value or 0.0 for share in self.by_class() if share.n >= FEWEST_WEIGHED]
         copies = float((self.flagged & ~self.original).mean()) / self.false_alarms
         times = (self.share.value or 0.0) / self.false_alarms
-        return times > HEAVY or copies > HEAVY_COPIES or max(shares, default=0.0) > HEAVY_CLASS
+        return times > HEAVY or copies > HEAVY_COPIES or self._weighs_in_a_class()
+
+    def _weighs_in_a_class(self) -> bool:
+        alarms = self.usual_p <= self.false_alarms
+        for index, share in enumerate(self.by_class()):
+            known = alarms[self.usual == index]
+            usual = max(self.false_alarms, float(known.mean()) if len(known) else 0.0)
+            if share.n >= FEWEST_WEIGHED and (share.value or 0.0) > max(HEAVY_CLASS, HEAVY * usual):
+                return True
+        return False
 
     @property
     def doubt(self) -> str:
@@ -196,17 +209,17 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
         f"images: p = {gathered[most]:.1g}), and at most {others:.1%} of any other class.",
     ]
     if status != "fail" and scanned.doubt:
-        seen = "What is flagged proves nothing" if scanned.weighs or rarest < UNUSUAL else "Nothing stands out"
-        evidence.append(f"{seen}: {scanned.doubt}." if scanned.weighs else f"{seen}, but {scanned.doubt}.")
+        seen = "What is flagged is no proof:" if scanned.weighs or rarest < UNUSUAL else "Nothing stands out, but"
+        evidence.append(f"{seen} {scanned.doubt}.")
     elif status == "inconclusive" and rarest < SURE:
         evidence.append(
             "That would be rare if its classes were mixed as the trusted ones are. They are not, and what is rare "
             "there may be usual here: give trusted images in this mix."
         )
     elif status == "inconclusive" and rarest >= UNUSUAL:
-        evidence.append(
-            "Counted once each they are not many, and their copies are: a student learns each copy. Look at them."
-        )
+        copied = "Counted once each they are not many, and their copies are: a student learns each copy. Look at them."
+        many = "Much more is flagged than by chance, of few images or beside as few trusted ones: look at them."
+        evidence.append(many if scanned.original.all() else copied)
     elif status == "inconclusive":
         evidence.append("That is unusual, and no proof.")
     elif status == "pass":

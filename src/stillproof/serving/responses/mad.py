@@ -106,7 +106,7 @@ class MAD(Response):
     epsilon: float = 1.0
     argmax: bool = True
 
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     reads_images: ClassVar[bool] = True
     needs_helper: ClassVar[bool] = True
     strength: ClassVar[Strength | None] = Strength("epsilon", weakest=0, strongest=2)
