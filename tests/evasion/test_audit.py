@@ -161,6 +161,8 @@ def test_what_misleads_is_looked_for_on_the_watched_images_and_what_stands_on_al
     assert verdict.gap.n == int(seen.watched.sum())
     assert trail["PGD-20, cross-entropy"]["asked"] > 80  # what is claimed is claimed of all
     assert all(0 < trail[name]["asked"] <= 40 for name in ("APGD-30, cross-entropy", "random draws"))
+    anew = trail["APGD-30, cross-entropy, two more starts"]
+    assert (anew["ran"], "no gradient" in anew["why"]) == (False, True)  # where it begins is no matter
     assert verdict.robust.n == len(seen.labels) == 120
     assert verdict.robust.value == pytest.approx(audited(models["plain"], digits, runtime)[0].robust.value, abs=0.02)
 

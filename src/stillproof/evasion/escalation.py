@@ -133,7 +133,7 @@ def _without_gradient(ladder: Ladder) -> str:
 
 def _starts_are_no_help(ladder: Ladder) -> str:
     """Where it begins matters little to cross-entropy where it has no gradient."""
-    dead, right = int((ladder.dead & ladder.right).sum()), int(ladder.right.sum())
+    dead, right = int(((ladder.first.ce == 0) & ladder.right).sum()), int(ladder.right.sum())
     return "too many images have no gradient, wherever it starts" if dead > DEAD_SHARE * right else ""
 
 
