@@ -45,10 +45,10 @@ def private(path: Path, *, folder: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     _sweep(path)
-    partial, handle = _claimed(path, folder)
-    while not partial.exists():  # swept by another between its making and its lock
-        os.close(handle)
-        partial, handle = _claimed(path, folder)
+    claimed = None
+    while claimed is None:  # another may sweep it between its making and its lock
+        claimed = _claimed(path, folder)
+    partial, handle = claimed
     try:
         yield partial
     finally:
@@ -57,16 +57,23 @@ def private(path: Path, *, folder: bool = False) -> Iterator[Path]:
         os.close(handle)
 
 
-def _claimed(path: Path, folder: bool) -> tuple[Path, int]:
+def _claimed(path: Path, folder: bool) -> tuple[Path, int] | None:
+    """A new file or folder with the handle that locks it; None where another swept it meanwhile. Raises OSError."""
     partial = path.with_name(f"{_head(path)}{secrets.token_hex(6)}{SUFFIX}")
     if folder:
         partial.mkdir()
-        handle = os.open(partial, os.O_RDONLY)
+        try:
+            handle = os.open(partial, os.O_RDONLY)
+        except FileNotFoundError:
+            return None
     else:
         handle = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
     with suppress(OSError):  # some file systems cannot lock; then nothing is swept there either
         fcntl.flock(handle, fcntl.LOCK_EX)
-    return partial, handle
+    if partial.exists():
+        return partial, handle
+    os.close(handle)
+    return None
 
 
 def unwritable(path: Path, error: Exception) -> StoreError:
