@@ -166,9 +166,8 @@ class Ladder:
     def is_suspicious(self) -> bool:
         """Whether something won where the deployed output's gradient lost, or there is no gradient at all."""
         hidden = self.watched & self.fell_to(*OTHERWISE) & ~self.fell_to("deployed", "deployed again")
-        hidden |= self.fell_to(
-            "transfer", "detour", "straight through"
-        )  # they are shown to what nothing else has fooled
+        # these are shown to what nothing else has fooled
+        hidden |= self.fell_to("transfer", "detour", "straight through")
         return bool(hidden.any()) or bool((self.dead & self.standing).any())
 
     def copy(self) -> Ladder:

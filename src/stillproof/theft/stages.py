@@ -191,7 +191,7 @@ def answering(
     return guard(model, tuned(response, calibration), [classifier_of(helper, context) for helper in helpers])
 
 
-@job(version=2)
+@job(version=3)
 def attempt(
     context: Context, transfer: Artefact, *, objective: Candidate, model: Model, recipe: Recipe, seed: int
 ) -> Artefact:
@@ -219,7 +219,7 @@ def attempt(
     return Artefact(values, {}, Cost(forwards=trained.forwards + len(held), backwards=trained.backwards))
 
 
-@job(version=2)
+@job(version=3)
 def settle(
     context: Context,
     transfer: Artefact,
