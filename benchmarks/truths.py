@@ -40,10 +40,10 @@ from stillproof.core.stages import classifier_of, distil, training_stage
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.evasion.auditing import Thoroughness, audit
+from stillproof.evasion.evidence import Evidence
 from stillproof.evasion.hardening.adversarial_training import AdversarialTraining
 from stillproof.evasion.hardening.defensive_distillation import DefensiveDistillation
 from stillproof.evasion.hardening.rslad import RSLAD
-from stillproof.evasion.indicators import Evidence
 from stillproof.evasion.stages import artefact_of, audit_classifier, evidence_of
 from stillproof.evasion.verdict import decide
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stillproof.evasion.indicators import Evidence
+from stillproof.evasion.evidence import Evidence
 from stillproof.evasion.verdict import decide, findings
 
 

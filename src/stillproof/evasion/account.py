@@ -8,7 +8,8 @@ import numpy as np
 
 from stillproof.core import measures
 from stillproof.core.measurement import Measurement
-from stillproof.evasion.indicators import NO_RISE, Evidence, margins_of, within
+from stillproof.evasion.evidence import Evidence, within
+from stillproof.evasion.indicators import NO_RISE, margins_of
 from stillproof.evasion.verdict import STRONG_ENOUGH, Verdict
 from stillproof.findings import Curve, Series, Table
 

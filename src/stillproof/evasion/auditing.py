@@ -22,10 +22,11 @@ from stillproof.core.runtime import Runtime
 from stillproof.errors import InputError
 from stillproof.evasion.allowance import Allowance, Budget
 from stillproof.evasion.binarisation import Binarised, binarisation_test
+from stillproof.evasion.climb import Climb, Metered
 from stillproof.evasion.escalation import rungs
+from stillproof.evasion.evidence import REPEAT_TOLERANCE, Evidence, within
 from stillproof.evasion.examination import AGAIN, ALONE, REPEATED, Examined, First, examine, first_look
-from stillproof.evasion.indicators import REPEAT_TOLERANCE, Evidence, within
-from stillproof.evasion.ladder import Climb, Effort, Ladder, Metered, begin, restore
+from stillproof.evasion.ladder import Effort, Ladder, begin, restore
 
 EOT_SAMPLES = 10
 """Passes that are averaged for a randomised classifier."""

@@ -25,7 +25,7 @@ from stillproof.core.weights import state_digest
 from stillproof.errors import BudgetExceeded, InputError
 from stillproof.evasion.allowance import Budget
 from stillproof.evasion.auditing import Audited, Thoroughness, audit
-from stillproof.evasion.indicators import Evidence
+from stillproof.evasion.evidence import Evidence
 from stillproof.serving.guard import finite
 from stillproof.serving.http import Endpoint, HttpClassifier
 

@@ -18,18 +18,8 @@ import numpy as np
 
 from stillproof.core import measures
 from stillproof.core.measurement import Measurement
-from stillproof.evasion.indicators import (
-    DEPLOYED,
-    ELSEWHERE,
-    POINTS,
-    SIGNIFICANT,
-    UNBOUNDED,
-    UNCONVERGED,
-    WHITE_BOX,
-    Evidence,
-    Sign,
-    signs,
-)
+from stillproof.evasion.evidence import DEPLOYED, WHITE_BOX, Evidence
+from stillproof.evasion.indicators import ELSEWHERE, POINTS, SIGNIFICANT, UNBOUNDED, UNCONVERGED, Sign, signs
 from stillproof.findings import Finding, Status, judge
 
 STRONG_ENOUGH = 0.95
