@@ -1,8 +1,8 @@
-"""A way through steps that have no gradient: rounding, signs, casts, detached tensors."""
+"""A way through steps that have no gradient, whatever the classifier's code is."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -11,34 +11,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from stillproof.attacks.inner_logits import inner_logits
-
-STEPS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "round": torch.round,
-    "floor": torch.floor,
-    "ceil": torch.ceil,
-    "trunc": torch.trunc,
-    "fix": torch.trunc,
-    "detach": lambda values: values,
-}
-"""Operations that a small change does not see, and that stay near the identity: their gradient is taken to be 1."""
-
-SIGNS = ("sign", "sgn")
-"""Their gradient is taken to be that of tanh, as nothing is near the identity for large values."""
-
-CASTS: Mapping[str, torch.dtype] = {
-    "byte": torch.uint8,
-    "char": torch.int8,
-    "short": torch.int16,
-    "int": torch.int32,
-    "long": torch.int64,
-}
-
+from stillproof.attacks.stand_ins import SCORES, remember_scores, stand_in, with_integers
 
 LEAVING = frozenset({"numpy", "__array__", "tolist", "item"})
 """What goes out of torch, and has no gradient there."""
-
-STANDS_FOR = "_stillproof_integer"
-"""The name under which a float that stands for an integer tensor remembers its type."""
 
 
 class _Through(TorchFunctionMode):
@@ -66,28 +42,25 @@ class _Through(TorchFunctionMode):
         if func is torch._C._set_grad_enabled:
             self.passed += not args[0]
             return None  # no_grad() within a forward pass
-        name = getattr(func, "__name__", "").removesuffix("_")
-        if not args or not isinstance(args[0], Tensor) or not args[0].is_floating_point():
-            return _with_integers(func, args, kwargs)
+        name = getattr(func, "__name__", "")
+        name = name if name.endswith("__") else name.removesuffix("_")  # in place or not
+        if not args or not isinstance(args[0], Tensor):
+            return with_integers(func, args, kwargs)
         values = args[0]
-        if name in SIGNS:
-            self.passed += 1
-            return _passed(func(values.detach()), values.tanh())
-        if name == "detach" or func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
-            self.passed += values.requires_grad
-            return values
-        if name in LEAVING:
-            return func(values.detach(), *args[1:], **kwargs)
-        if name in STEPS and kwargs.get("out") is None:
-            self.passed += 1
-            return _passed(func(values.detach(), *args[1:], **kwargs), values)
-        cast = _integer_of(name, args, kwargs)
-        if cast is not None:  # it stays a float, so that what is computed from it has a gradient
-            self.passed += 1
-            found = _passed(values.detach().to(cast).to(values.dtype), values)
-            setattr(found, STANDS_FOR, cast)
-            return found
-        return _with_integers(func, args, kwargs)
+        if values.is_floating_point():
+            if name == "detach" or func == torch.Tensor.data.__get__:  # type: ignore[attr-defined]
+                self.passed += values.requires_grad
+                return values
+            if name in LEAVING:
+                return func(values.detach(), *args[1:], **kwargs)
+            if name == "argmax":
+                return remember_scores(func(*args, **kwargs), args, kwargs)
+        if values.is_floating_point() or hasattr(values, SCORES):
+            found = stand_in(name, func, args, kwargs)
+            if found is not None:
+                self.passed += 1
+                return found
+        return with_integers(func, args, kwargs)
 
 
 def _staying_out(through: _Through) -> Callable[[Any], None]:
@@ -100,74 +73,48 @@ def _staying_out(through: _Through) -> Callable[[Any], None]:
     return enter
 
 
-def _passed(value: Tensor, gradient_of: Tensor) -> Tensor:
-    found: Tensor = _Straight.apply(value, gradient_of)  # type: ignore[no-untyped-call]
-    return found
-
-
-class _Straight(torch.autograd.Function):
-    """The value, with the gradient of something else."""
-
-    @staticmethod
-    def forward(_context: Any, value: Tensor, gradient_of: Tensor) -> Tensor:  # noqa: ARG004
-        return value.clone()
-
-    @staticmethod
-    def backward(_context: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, gradient
-
-
-def _with_integers(func: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-    """The operation; where it wants integers (an index, a shift), with those that floats stand for."""
-    try:
-        return func(*args, **kwargs)
-    except (TypeError, RuntimeError, IndexError, NotImplementedError):
-        changed = [_as_integer(given) for given in args]
-        if all(new is old for new, old in zip(changed, args, strict=True)):
-            raise
-        return func(*changed, **kwargs)
-
-
-def _as_integer(given: Any) -> Any:
-    if isinstance(given, tuple):
-        changed = tuple(_as_integer(part) for part in given)
-        return given if all(new is old for new, old in zip(changed, given, strict=True)) else changed
-    cast = getattr(given, STANDS_FOR, None) if isinstance(given, Tensor) else None
-    return given if cast is None else torch.Tensor.to(given.detach(), cast)
-
-
-def _integer_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> torch.dtype | None:
-    """The integer type that an operation casts to, if it does."""
-    if name in CASTS:
-        return CASTS[name]
-    if name != "to":
-        return None
-    named = [given for given in (*args[1:], *kwargs.values()) if isinstance(given, torch.dtype)]
-    return next((kind for kind in named if not kind.is_floating_point and kind != torch.bool), None)
-
-
 def way_through(classifier: nn.Module, images: Tensor) -> nn.Module | None:
-    """What to climb through a classifier with steps that have no gradient; None where there is no such step, or no way.
+    """What to climb through a classifier with steps that have no gradient; None where there is no such step, where it
+    makes no difference to the gradient, or where there is no way.
 
     images: a few, on the classifier's device.
     """
     inner = inner_logits(classifier, images)
     found = StraightThrough(inner)
     try:
-        with torch.enable_grad():
-            probe = images.detach().clone().requires_grad_()
-            torch.autograd.grad(found(probe.clone()).float().sum(), probe)  # it may change what it is shown
+        there = _slope(found, images)
     except Exception:  # it goes where torch cannot follow
         return None
-    return found if found.passed or inner is not classifier else None
+    if inner is classifier and (not found.passed or _is_the_same(classifier, images, there)):
+        return None
+    return found
+
+
+def _slope(classifier: nn.Module, images: Tensor) -> Tensor:
+    """The gradient of a sum of all answers at these images; draws are the same each time."""
+    with torch.enable_grad(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        probe = images.detach().clone().requires_grad_()
+        answer = classifier(probe.clone()).float()  # it may write to what it is given
+        weights = torch.linspace(1, 2, answer.shape[1], device=answer.device)  # a plain sum may be constant
+        gradient: Tensor = torch.autograd.grad((answer * weights).sum(), probe)[0]
+        return gradient
+
+
+def _is_the_same(classifier: nn.Module, images: Tensor, slope: Tensor) -> bool:
+    """Whether the classifier as it is has this slope: what was passed through lay beside the way of the gradient."""
+    try:
+        return bool(torch.allclose(_slope(classifier, images), slope, rtol=1e-3, atol=1e-6 * float(slope.abs().max())))
+    except Exception:  # as it is, it has none
+        return False
 
 
 class StraightThrough(nn.Module):
-    """A classifier whose rounding, signs, integer casts, detach(), .data, no_grad() and inference_mode() pass
-    gradients, to climb `through`.
+    """A classifier whose rounding, signs, comparisons, integer casts, saturated tanh and sigmoid, detach(), .data,
+    no_grad() and inference_mode() pass gradients, to climb `through`.
 
-    Its answers are those of the classifier, up to rounding. What is computed with NumPy, by a comparison or an index
-    stays without gradient. Source: Bengio et al. 2013, arXiv 1308.3432; as an attack, Athalye et al. 2018, arXiv
+    Its answers are those of the classifier, up to rounding. What is computed with NumPy or by an index stays without
+    gradient. Source: Bengio et al. 2013, arXiv 1308.3432; as an attack, Athalye et al. 2018, arXiv
     1802.00420.
     """
 
