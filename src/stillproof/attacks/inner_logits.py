@@ -12,11 +12,26 @@ from torch.overrides import TorchFunctionMode
 
 def last_linear(classifier: nn.Module, images: Tensor) -> str | None:
     """The name of the linear layer that runs last on these images, if there is one and it runs once."""
+    return _last(classifier, images, lambda module: type(module) is nn.Linear)
+
+
+def last_weighted(classifier: nn.Module, images: Tensor) -> str | None:
+    """The name of the layer with a matrix or a kernel of its own that runs last, if there is one and it runs once."""
+    return _last(classifier, images, _has_weights)
+
+
+def _has_weights(module: nn.Module) -> bool:
+    """Itself, not a part of it; also where it computes them (torch.nn.utils.parametrizations)."""
+    named = module.named_parameters()
+    return any(values.ndim >= 2 for name, values in named if name.split(".")[0] in (name, "parametrizations"))
+
+
+def _last(classifier: nn.Module, images: Tensor, is_meant: Callable[[nn.Module], bool]) -> str | None:
     ran: list[str] = []
     hooks = [
         module.register_forward_hook(lambda _module, _given, _answer, name=name: ran.append(name))
         for name, module in classifier.named_modules()
-        if type(module) is nn.Linear
+        if is_meant(module) and "parametrizations" not in name.split(".")
     ]
     try:
         with torch.no_grad():

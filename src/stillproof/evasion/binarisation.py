@@ -8,6 +8,7 @@ Source: Zimmermann et al. 2022, arXiv 2206.13991.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from stillproof.attacks.attack import GradientAttack
-from stillproof.attacks.inner_logits import last_linear
+from stillproof.attacks.inner_logits import last_linear, last_weighted
 from stillproof.attacks.random_draws import RandomDraws
 from stillproof.attacks.record import AttackResult
 from stillproof.attacks.straight_through import way_through
@@ -72,7 +73,7 @@ def binarisation_test(
     solved: list[Tensor] = []
     lucky: list[Tensor] = []
     cost = Cost()
-    head = last_linear(classifier, images[:2].to(runtime.device)) if len(images) else None
+    readouts = _readouts(classifier, images[:2].to(runtime.device)) if len(images) else []
     allowance = Allowance() if allowance is None else allowance
     was_cut = False
     for number in range(len(images)):
@@ -83,8 +84,10 @@ def binarisation_test(
         inner, boundary = _points(one, threat, points, derive(seed, "binarisation", number))
         around = torch.cat([one, inner, boundary]).to(runtime.device)
         own = derive(seed, "solve", number)  # the problems are trials of their own
-        found = _solved(_posed(classifier, head, around), one, attack, around, runtime, own)
-        found = found or _solved(_posed(classifier, None, around), one, attack, around, runtime, own)
+        tried = (
+            _solved(_posed(classifier, readout, around), one, attack, around, runtime, own) for readout in readouts
+        )
+        found = next((solution for solution in tried if solution is not None), None)
         if found is None:
             continue
         posed, searched = found
@@ -134,53 +137,79 @@ def _on_surface(image: Tensor, threat: Linf | L2, noise: Noise) -> Tensor:
     return threat.project(image + threat.epsilon * direction, image)
 
 
-class _OnLogits(nn.Module):
-    """A readout of the logits, for a classifier whose features cannot be found."""
+Readout = Callable[[nn.Module, Tensor], tuple[nn.Module, nn.Linear, Tensor]]
+"""(a copy of the classifier, points) -> it with a readout of two classes, that layer, and what goes into it."""
 
-    def __init__(self, classifier: nn.Module, classes: int) -> None:
+
+def _readouts(classifier: nn.Module, images: Tensor) -> list[Readout]:
+    """Where a readout may be put, the best place first: in place of the last layer with weights, if that is linear, or
+    on what goes into it; on the logits."""
+    layer = last_weighted(classifier, images)
+    if layer is None:
+        return [_on]
+    if layer == last_linear(classifier, images):
+        return [lambda copy, points: _in_place(copy, layer, points), _on]
+    return [lambda copy, points: _on(_Features(copy, layer), points), _on]
+
+
+def _in_place(copy: nn.Module, head: str, points: Tensor) -> tuple[nn.Module, nn.Linear, Tensor]:
+    seen: list[Tensor] = []
+    hook = copy.get_submodule(head).register_forward_hook(lambda _module, given, _answer: seen.append(given[0]))
+    copy(points)
+    hook.remove()
+    layer = nn.Linear(seen[0].shape[1], 2).to(seen[0].device, seen[0].dtype)
+    copy.set_submodule(head, layer)
+    return copy, layer, seen[0]
+
+
+def _on(copy: nn.Module, points: Tensor) -> tuple[nn.Module, nn.Linear, Tensor]:
+    features = copy(points).float()
+    layer = nn.Linear(features.shape[1], 2).to(points.device)
+    return nn.Sequential(copy, _Float(), layer), layer, features
+
+
+class _Float(nn.Module):
+    def forward(self, features: Tensor) -> Tensor:
+        return features.float()
+
+
+class _Features(nn.Module):
+    """What goes into a layer; of maps, their means."""
+
+    def __init__(self, classifier: nn.Module, layer: str) -> None:
         super().__init__()
-        self.classifier, self.head = classifier, nn.Linear(classes, 2)
+        self.classifier, self.layer = classifier, layer
 
     def forward(self, images: Tensor) -> Tensor:
-        found: Tensor = self.head(self.classifier(images))
-        return found
+        seen: list[Tensor] = []
+        hook = self.classifier.get_submodule(self.layer).register_forward_pre_hook(
+            lambda _module, given: seen.append(given[0])
+        )
+        try:
+            self.classifier(images)
+        finally:
+            hook.remove()
+        return seen[-1].flatten(2).mean(2) if seen[-1].ndim > 2 else seen[-1]
 
 
-def _posed(classifier: nn.Module, head: str | None, points: Tensor) -> nn.Module | None:
-    """The classifier with a readout of two classes in place of its last layer: class 1 is the last of these points.
+def _posed(classifier: nn.Module, readout: Readout, points: Tensor) -> nn.Module | None:
+    """The classifier with a readout of two classes: class 1 is the last of these points.
 
-    Without a head, the readout is of its logits. None where it cannot be made, or does not tell the points apart.
+    None where it cannot be made, or does not tell the points apart.
     """
     try:
-        posed = deepcopy(classifier).eval()
         with torch.no_grad():
-            posed, layer, features = _with_readout(posed, head, points)
-            readout = _readout(features.flatten(1).double().cpu())
-            if readout is None:
+            posed, layer, features = readout(deepcopy(classifier).eval(), points)
+            linear = _readout(features.flatten(1).double().cpu())
+            if linear is None:
                 return None
-            weight, bias = readout
+            weight, bias = linear
             layer.weight.copy_(torch.stack([-weight, weight]))
             layer.bias.copy_(torch.stack([-bias, bias]))
             said = posed(points).argmax(1)
     except Exception:  # a module that cannot be copied, or whose layers are not what they seem
         return None
     return posed.requires_grad_(False) if int(said[-1]) == 1 and int(said[0]) == 0 else None
-
-
-def _with_readout(posed: nn.Module, head: str | None, points: Tensor) -> tuple[nn.Module, nn.Linear, Tensor]:
-    """The classifier with the layer that is to be the readout, that layer, and what goes into it."""
-    if head is None:
-        features = posed(points).float()
-        found = _OnLogits(posed, features.shape[1]).to(points.device)
-        return found, found.head, features
-    old = posed.get_submodule(head)
-    seen: list[Tensor] = []
-    hook = old.register_forward_hook(lambda _module, given, _answer: seen.append(given[0]))
-    posed(points)
-    hook.remove()
-    layer = nn.Linear(seen[0].shape[1], 2).to(seen[0].device, seen[0].dtype)
-    posed.set_submodule(head, layer)
-    return posed, layer, seen[0]
 
 
 def _readout(features: Tensor) -> tuple[Tensor, Tensor] | None:

@@ -83,7 +83,7 @@ class Scaled(nn.Module):
         return logits * self.factor
 
 
-@job(version=8)
+@job(version=9)
 def audit_classifier(
     context: Context,
     classifier: Artefact,
