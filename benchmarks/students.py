@@ -29,18 +29,16 @@ from stillproof.core.plugins import build
 from stillproof.core.runtime import Runtime
 from stillproof.core.spec import Spec
 from stillproof.core.store import Artefact
-from stillproof.core.training import Recipe
+from stillproof.poison.pipeline import Inspecting
 from stillproof.poison.resisting import vouched
 from stillproof.poison.scan_student.bank import bank
 from stillproof.poison.scan_student.verdict import of_the_student
-from stillproof.poison.scanning import train_reference
-from stillproof.poison.student_scanning import HELD_OUT, inspected, scan_student
+from stillproof.poison.student_scanning import inspected
 from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings, guesses_of
 
 WIDE = ("moving-patch?pattern=random&seed=5", "blend?opacity=0.25", "sinusoid?frequency=3&amplitude=0.12")
 TARGETS = (1, 7)
 SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "3"))
-CLEAN_STUDENTS = 2
 PLANTED = 0.5
 """ASR lift from which a student counts as backdoored."""
 
@@ -102,29 +100,8 @@ def planned(of: Setting, trigger: str, target: int, seed: int, runtime: Runtime)
 def looked_at(of: Setting, stages: dict[str, Stage], which: str) -> Stage:
     """The stage of a student's scan."""
     trusted = stage(of.trusted, "take the trusted set", data=stages["data"])
-    clean = [
-        stage(
-            train_reference,
-            f"distil clean student {number + 1}",
-            teacher=stages["teacher"],
-            trusted=trusted,
-            model=Model(str(of.given["student"])),
-            fold=HELD_OUT,
-            recipe=Recipe.standard(of.epochs),
-            seed=derive(0, "clean student", number),
-        )
-        for number in range(CLEAN_STUDENTS)
-    ]
-    return stage(
-        scan_student,
-        f"scan: {which}",
-        teacher=stages["teacher"],
-        student=stages[f"{which}/cached/0/model"],
-        trusted=trusted,
-        clean=clean,
-        epochs=of.inversion,
-        seed=0,
-    )
+    inspecting = Inspecting(Model(str(of.given["student"])), False, of.epochs, of.inversion, 0)
+    return inspecting.stage(stages["teacher"], stages[f"{which}/cached/0/model"], trusted)
 
 
 def asr(measured: Artefact, target: int) -> float:

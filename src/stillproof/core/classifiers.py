@@ -28,7 +28,7 @@ from stillproof.core.plugins import (
 from stillproof.core.runtime import Runtime
 from stillproof.core.sources.source import Opened
 from stillproof.core.spec import Spec, file_digest, local_path
-from stillproof.core.weights import existing, load_body, load_weights, spec_of_file, state_digest
+from stillproof.core.weights import existing, is_calibrated, load_body, load_weights, spec_of_file, state_digest
 from stillproof.errors import InputError, nearest
 
 Outputs = Literal["logits", "probabilities", "log-probabilities"]
@@ -70,6 +70,11 @@ class Model:
         """Whether a training that may begin with the weights of this model finds some: a file's, or a library's."""
         spec = Spec.parse(self.text)
         return self.has_weights or (is_library(spec) and brings_weights(spec))
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether it is deployed in INT8. Raises InputError."""
+        return self._weights is not None and is_calibrated(self._weights)
 
     @property
     def architecture(self) -> Spec:

@@ -62,6 +62,11 @@ def load_weights(model: nn.Module, path: Path) -> Tensor | None:
     return calibration
 
 
+def is_calibrated(path: Path) -> bool:
+    """Whether a file with weights is of a classifier that is deployed in INT8. Raises InputError."""
+    return path.suffix == ".safetensors" and _read(path)[1] is not None
+
+
 def load_body(model: nn.Module, path: Path) -> None:
     """As `load_weights`, but a last layer for another number of classes stays as it is in the model."""
     state, own = _read(path)[0], model.state_dict()

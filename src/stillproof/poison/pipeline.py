@@ -19,6 +19,7 @@ from stillproof.poison.resistant import Unlearning
 from stillproof.poison.resisting import VIEWS, assemble, distil_on_the_rest, unlearn, vouched
 from stillproof.poison.scan_set.stability import VIEWS as VIEWED
 from stillproof.poison.scanning import REFERENCES, scan_set, train_reference
+from stillproof.poison.student_scanning import HELD_OUT, invert_clean, scan_student
 
 DEFENCES = ("scan", "scan and consensus", "unlearning")
 """What is held to SP-P4."""
@@ -111,6 +112,43 @@ class Looking:
             seed=derive(self.seed, "further"),
             **read,
         )
+
+
+CLEAN_STUDENTS = 2
+"""That the scan of a student distils itself, to know what is usual."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspecting:
+    """How a student is scanned: the model of the clean ones, whether it is deployed in INT8, the epochs of their
+    training and of the search, the seed."""
+
+    model: Model
+    quantised: bool
+    epochs: int
+    inversion_epochs: int
+    seed: int
+
+    def stage(self, teacher: Stage, student: Stage, trusted: Stage, scanned: Stage | None = None) -> Stage:
+        """The stage of the scan, with those of the clean students. scanned: of its transfer set."""
+        clean = [
+            stage(
+                train_reference,
+                f"distil clean student {number + 1} of {CLEAN_STUDENTS}",
+                teacher=teacher,
+                trusted=trusted,
+                model=self.model,
+                fold=HELD_OUT,
+                recipe=Recipe.standard(self.epochs),
+                seed=derive(self.seed, "clean student", number),
+            )
+            for number in range(CLEAN_STUDENTS)
+        ]
+        read: dict[str, Any] = {"teacher": teacher, "trusted": trusted, "clean": clean}
+        read |= {"epochs": self.inversion_epochs, "seed": self.seed}
+        usual = stage(invert_clean, "seek changes in clean students", quantised=self.quantised, **read)
+        read |= {"student": student, "usual": usual} | ({} if scanned is None else {"scanned": scanned})
+        return stage(scan_student, "scan the student", **read)
 
 
 @dataclass(frozen=True)

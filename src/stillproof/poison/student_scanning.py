@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -34,13 +35,38 @@ MOST = 500
 FAMILIES: tuple[Family, ...] = ("mask", "bounded")
 
 
-@job(version=2)
+@job(version=1)
+def invert_clean(
+    context: Context,
+    teacher: Artefact,
+    trusted: Artefact,
+    clean: Sequence[Artefact],
+    *,
+    quantised: bool,
+    epochs: int,
+    seed: int,
+) -> Artefact:
+    """What is sought and found in clean students: it says what is usual, whichever student is scanned.
+
+    quantised: whether they are looked at in INT8, as the student is deployed; the rest as `scan_student`.
+    """
+    known = set_of(trusted)
+    models = {
+        f"clean {number}": _deployed(classifier_of(one, context), known, quantised=quantised)
+        for number, one in enumerate(clean)
+    }
+    found = _search(context, models, classifier_of(teacher, context), _held_out(known), epochs, seed)
+    return Artefact({"sought": [_noted(one, name) for name, one in found]}, {}, _cost_of(found, known, epochs))
+
+
+@job(version=3)
 def scan_student(
     context: Context,
     teacher: Artefact,
     student: Artefact,
     trusted: Artefact,
     clean: Sequence[Artefact],
+    usual: Artefact,
     scanned: Artefact | None = None,
     *,
     epochs: int,
@@ -48,47 +74,63 @@ def scan_student(
 ) -> Artefact:
     """How the student reacts to a bank of triggers, and to the change that is sought for each class.
 
-    clean: students that were distilled on the trusted images but the fold HELD_OUT, on which all are looked at: they
-    say what is usual; scanned: of its transfer set, whose patterns join the bank where they stand out; epochs: of the
+    clean: students that were distilled on the trusted images but the fold HELD_OUT, on which all are looked at; usual:
+    of `invert_clean`; scanned: of its transfer set, whose patterns join the bank where they stand out; epochs: of the
     search.
     """
     runtime, known = context.runtime, set_of(trusted)
-    images = known.subset((trusted_folds(known) == HELD_OUT).nonzero()[:, 0])
+    images = _held_out(known)
     master, suspect = classifier_of(teacher, context), classifier_of(student, context)
-    usual = [_deployed_as(suspect, classifier_of(one, context), known) for one in clean]
+    quantised = calibration_of(suspect) is not None
+    others = [_deployed(classifier_of(one, context), known, quantised=quantised) for one in clean]
     classes = images.classes
     shown = [] if scanned is None else _standing_out(scanned)
     found = {index: scanned.tensors[f"pattern.{index}"] for index in shown} if scanned else {}
     recovered = {f"{classes[index]} ({index})": pattern for index, pattern in found.items()}
     triggers = bank(images.shape, recovered)
-    reactions = react(suspect, master, usual, images, triggers, runtime=runtime)
+    reactions = react(suspect, master, others, images, triggers, runtime=runtime)
     strongest = triggers[reactions[0].trigger]
-    order = permutation(len(images), derive(0, "inverted"))[:MOST]
-    some = as_float(images.images[order])
-    said = predict(master, images, runtime).argmax(1)[order]
-    models = {"student": suspect} | {f"clean {number}": model for number, model in enumerate(usual)}
-    sought: list[Sought] = []
+    inverted = _search(context, {"student": suspect}, master, images, epochs, seed)
     tensors = {"strongest.keep": strongest.keep, "strongest.add": strongest.add}
-    todo = [(family, target, name) for family in FAMILIES for target in range(len(classes)) for name in models]
-    for number, (family, target, name) in enumerate(todo):
-        if context.advance is not None:
-            context.advance(number, len(todo), f"{family} for {classes[target]!r} in the {name}")
-        settings = Inversion(family=family, epochs=epochs)
-        if int((said != target).sum()) < FEWEST:
-            continue  # nearly all trusted images are of this class: there is nothing to seek it from
-        inverted = invert(models[name], master, some, target, settings, runtime=runtime, seed=derive(seed, target))
-        sought.append(_noted(inverted, name))
-        if name == "student":
-            tensors |= {f"{family}.{target}.keep": inverted.stamp.keep, f"{family}.{target}.add": inverted.stamp.add}
+    for _, one in inverted:
+        tensors |= {f"{one.family}.{one.target}.keep": one.stamp.keep, f"{one.family}.{one.target}.add": one.stamp.add}
     values = {
         "reactions": [{field: getattr(one, field) for field in Reaction.__slots__} for one in reactions],
-        "sought": [{field: getattr(one, field) for field in Sought.__slots__} for one in sought],
+        "sought": [_noted(one, name) for name, one in inverted] + usual.values["sought"],
         "classes": list(classes),
-        "alike": [_alike(model, master, images, runtime) for model in models.values()],
+        "alike": [_alike(model, master, images, runtime) for model in (suspect, *others)],
     }
-    asked = (2 + len(usual)) * len(images) * (1 + len(triggers))
-    passes = 2 * epochs * len(some) // 2 * len(todo)
-    return Artefact(values, tensors, Cost(forwards=asked + passes, backwards=passes))
+    asked = Cost(forwards=(2 + len(others)) * len(images) * (1 + len(triggers)))
+    return Artefact(values, tensors, asked + _cost_of(inverted, known, epochs))
+
+
+def _held_out(known: ImageSet) -> ImageSet:
+    return known.subset((trusted_folds(known) == HELD_OUT).nonzero()[:, 0])
+
+
+def _search(
+    context: Context, models: Mapping[str, nn.Module], teacher: nn.Module, images: ImageSet, epochs: int, seed: int
+) -> list[tuple[str, Inverted]]:
+    """What is found in each model, by its name, for every family of changes and every class."""
+    order = permutation(len(images), derive(0, "inverted"))[:MOST]
+    some = as_float(images.images[order])
+    said = predict(teacher, images, context.runtime).argmax(1)[order]
+    found: list[tuple[str, Inverted]] = []
+    todo = [(family, target, name) for family in FAMILIES for target in range(len(images.classes)) for name in models]
+    for number, (family, target, name) in enumerate(todo):
+        if context.advance is not None:
+            context.advance(number, len(todo), f"{family} for {images.classes[target]!r} in the {name}")
+        if int((said != target).sum()) < FEWEST:
+            continue  # nearly all trusted images are of this class: there is nothing to seek it from
+        settings, own = Inversion(family=family, epochs=epochs), derive(seed, target)
+        found.append((name, invert(models[name], teacher, some, target, settings, runtime=context.runtime, seed=own)))
+    return found
+
+
+def _cost_of(found: Sequence[object], known: ImageSet, epochs: int) -> Cost:
+    """Of searches: half of the images are optimised on, by the model and its teacher."""
+    passes = 2 * epochs * (min(MOST, len(_held_out(known))) // 2) * len(found)
+    return Cost(forwards=passes, backwards=passes)
 
 
 def _standing_out(scanned: Artefact) -> list[int]:
@@ -97,9 +139,9 @@ def _standing_out(scanned: Artefact) -> list[int]:
     return [index for index in scanned.values["patterns"] if gathered[index] < SURE]
 
 
-def _deployed_as(suspect: nn.Module, clean: nn.Module, known: ImageSet) -> nn.Module:
+def _deployed(clean: nn.Module, known: ImageSet, *, quantised: bool) -> nn.Module:
     """The clean student, in INT8 where the suspect is; its ranges are of trusted images, not of the suspect's file."""
-    return clean if calibration_of(suspect) is None else Quantised(clean, known.images[:CALIBRATED_ON]).eval()
+    return Quantised(clean, known.images[:CALIBRATED_ON]).eval() if quantised else clean
 
 
 def _alike(model: nn.Module, teacher: nn.Module, images: ImageSet, runtime: Runtime) -> float:
@@ -107,8 +149,8 @@ def _alike(model: nn.Module, teacher: nn.Module, images: ImageSet, runtime: Runt
     return float(same.double().mean())
 
 
-def _noted(found: Inverted, model: str) -> Sought:
-    return Sought(
+def _noted(found: Inverted, model: str) -> dict[str, Any]:
+    sought = Sought(
         model,
         found.family,
         found.target,
@@ -116,6 +158,7 @@ def _noted(found: Inverted, model: str) -> Sought:
         float(found.teacher_hits.double().mean()),
         found.size,
     )
+    return {field: getattr(sought, field) for field in Sought.__slots__}
 
 
 def inspected(scanned: Artefact) -> Inspected:

@@ -72,49 +72,21 @@ def plan(settings: ScanSettings, runtime: Runtime) -> Plan:
     return Plan(found, runtime)
 
 
-CLEAN_STUDENTS = 2
-"""That the scan distils itself, to know what is usual."""
-
-
 def _of_the_student(settings: ScanSettings, found: Mapping[str, Stage]) -> dict[str, Stage]:
     """The stages of the student's scan. Raises InputError."""
     from stillproof.core.classifiers import Model
-    from stillproof.core.noise import derive
-    from stillproof.core.plan import stage
-    from stillproof.core.training import Recipe
     from stillproof.errors import InputError
-    from stillproof.poison.scanning import train_reference
-    from stillproof.poison.student_scanning import HELD_OUT, scan_student
+    from stillproof.poison.pipeline import Inspecting
 
     student = Model(str(settings.student))
     student.identity()
     if not student.is_trained:
         raise InputError(f"the student {settings.student!r} has no weights.", "Name the file that it was saved in.")
     suspect = _brought("the student", student, found["trusted"])
-    clean = [
-        stage(
-            train_reference,
-            f"distil clean student {number + 1} of {CLEAN_STUDENTS}",
-            teacher=found["teacher"],
-            trusted=found["trusted"],
-            model=student.untrained,
-            fold=HELD_OUT,
-            recipe=Recipe.standard(settings.epochs),
-            seed=derive(settings.seed, "clean student", number),
-        )
-        for number in range(CLEAN_STUDENTS)
-    ]
-    scanned = stage(
-        scan_student,
-        "scan the student",
-        teacher=found["teacher"],
-        student=suspect,
-        trusted=found["trusted"],
-        clean=clean,
-        scanned=found["scan"],
-        epochs=settings.inversion_epochs,
-        seed=settings.seed,
+    inspecting = Inspecting(
+        student.untrained, student.is_quantised, settings.epochs, settings.inversion_epochs, settings.seed
     )
+    scanned = inspecting.stage(found["teacher"], suspect, found["trusted"], found["scan"])
     return {"student": suspect, "student/scan": scanned}
 
 
