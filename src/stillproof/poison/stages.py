@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from stillproof.core import measures
 from stillproof.core.carving import Carving, carve
 from stillproof.core.classifiers import predict
 from stillproof.core.images import ImageSet, as_float, as_uint8
-from stillproof.core.measurement import Cost
+from stillproof.core.measurement import Cost, Measurement
 from stillproof.core.noise import derive, permutation
 from stillproof.core.plan import Context, job
 from stillproof.core.stages import classifier_of
@@ -18,6 +19,7 @@ from stillproof.core.store import Artefact
 from stillproof.errors import InputError
 from stillproof.poison.craft import Crafting, craft
 from stillproof.poison.triggers import Trigger
+from stillproof.poison.verdict import Guesses
 
 SPARE = 2.5
 """Images that are crafted for one that is added."""
@@ -118,3 +120,17 @@ def measure_backdoor(context: Context, classifier: Artefact, data: Artefact, *, 
 def _wearing(images: ImageSet, trigger: Trigger) -> ImageSet:
     shown = trigger(as_float(images.images), torch.arange(len(images)))
     return ImageSet(as_uint8(shown), images.labels, images.classes, f"{images.name}, triggered")
+
+
+def guesses_of(measured: Artefact) -> Guesses:
+    """What `measure_backdoor` left."""
+    return Guesses(**{name: tensor.numpy() for name, tensor in measured.tensors.items()})
+
+
+def taken_for(crafted: Artefact, target: int) -> tuple[Measurement, Measurement, Measurement]:
+    """Of what was added: the share that the teacher takes for the target, and its mean probability; and that share of
+    all that was tried."""
+    said = crafted.tensors["said"]
+    taken = (said.argmax(dim=1) == target).numpy()
+    tried = measures.share(crafted.values["deceived"], crafted.values["tried"])
+    return measures.share(int(taken.sum()), len(taken)), measures.mean(said.softmax(1)[:, target].numpy(), ""), tried

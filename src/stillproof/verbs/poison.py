@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import product
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
@@ -14,22 +13,16 @@ from stillproof.verbs.settings import BY_PROFILE, TRAINING, DataSettings, Profil
 
 if TYPE_CHECKING:
     from stillproof.core.carving import Data
+    from stillproof.core.classifiers import Model
     from stillproof.core.compression import Compression
-    from stillproof.core.plan import Plan, Stage
+    from stillproof.core.plan import Plan
     from stillproof.core.runtime import Runtime
     from stillproof.core.store import Artefact
     from stillproof.poison.craft import Crafting
-    from stillproof.poison.verdict import Guesses
     from stillproof.runs.image_sets import WrittenSet
 
 FALSE_ALARMS = 0.01
 """At which the scanners are compared."""
-
-CLEAN, POISON = "nothing", "poison"
-"""What was added to the transfer sets that are compared first."""
-
-LEARNT = "cached"
-"""The label mode of students under defences, and of those that they are compared with."""
 
 
 class PoisonSettings(DataSettings):
@@ -93,168 +86,50 @@ class PoisonSettings(DataSettings):
 def plan(settings: PoisonSettings, runtime: Runtime) -> Plan:
     """The graph of stages. Trains nothing. Raises InputError."""
     from stillproof.core.carving import data_stage
-    from stillproof.core.plan import Plan, stage
+    from stillproof.core.classifiers import Model
+    from stillproof.core.plan import Plan
     from stillproof.core.plugins import build
     from stillproof.core.spec import Spec
-    from stillproof.poison.stages import measure_backdoor
+    from stillproof.poison.pipeline import LEFT_OUT, Looking
+    from stillproof.poison.red_team import RedTeam
 
     compression = _compression(settings)
     if settings.defend:
         _check_defences(settings)
     data = data_stage(settings.data, settings.limit)
-    crafting = _crafting(settings, data)
-    teacher, deceived = _teachers(settings, data)
-    outputs: dict[str, Stage] = {"data": data.stage, "teacher": teacher}
-    outputs |= _crafted(settings, data, crafting, teacher, deceived)
-    students = _students(settings, data, outputs, compression)
-    outputs |= {f"{name}/model": student for name, student in students.items()}
-    measured = {"teacher/backdoor": teacher, **students}
-    if settings.defend:
-        scanned, resisting = _defended(settings, data, outputs)
-        outputs["scan"] = scanned
-        measured |= resisting
-    trigger = build("trigger", Spec.parse(settings.trigger))
-    for name, classifier in measured.items():
-        outputs[name] = stage(
-            measure_backdoor,
-            f"measure {name}",
-            passes=3 * data.sizes.test,
-            classifier=classifier,
-            data=data.stage,
-            trigger=trigger,
-        )
-    return Plan(outputs, runtime)
+    test = RedTeam(
+        data=data,
+        teacher=Model(settings.teacher),
+        student=None if settings.student is None else Model(settings.student),
+        compression=compression,
+        objective=build("objective", Spec.parse(settings.objective)),
+        crafting=_crafting(settings, data),
+        rate=settings.rate,
+        trigger=build("trigger", Spec.parse(settings.trigger)),
+        surrogate=None if settings.surrogate is None else Model(settings.surrogate),
+        fools=_fooled(settings),
+        modes=settings.modes,
+        students=settings.students,
+        epochs=settings.epochs,
+        seed=settings.seed,
+        looking=Looking(settings.reference, settings.reference_epochs, LEFT_OUT, settings.seed)
+        if settings.defend
+        else None,
+    )
+    return Plan(test.stages(), runtime)
 
 
-def _teachers(settings: PoisonSettings, data: Data) -> tuple[Stage, list[Stage]]:
-    """The teacher, and the classifiers that the poison is made to deceive."""
+def _fooled(settings: PoisonSettings) -> Model | None:
+    """The model of the references that the attacker deceives, if any. Raises InputError."""
     from stillproof.core.classifiers import Model
-    from stillproof.core.distillation import Distillation
-    from stillproof.core.noise import derive
-    from stillproof.core.plan import stage
-    from stillproof.core.stages import classifier_stage, distil
-    from stillproof.core.training import Recipe
     from stillproof.errors import InputError
-    from stillproof.poison.scanning import REFERENCES
 
-    common: dict[str, Any] = {
-        "data": data.stage,
-        "recipe": Recipe.standard(settings.epochs),
-        "images": data.sizes.training,
-    }
-    teacher = classifier_stage("the teacher", model=Model(settings.teacher), seed=settings.seed, **common)
-    if settings.fools is not None and Model(settings.fools).has_weights:
+    if settings.fools is None:
+        return None
+    found = Model(settings.fools)
+    if found.has_weights:
         raise InputError(f"--fools {settings.fools} brings weights.", "Its references are distilled: leave them out.")
-    known = teacher
-    if settings.surrogate is not None:
-        seed = derive(settings.seed, "surrogate")
-        known = classifier_stage("the surrogate", model=Model(settings.surrogate), seed=seed, **common)
-    references = [  # as the scan makes its own, of more images than it has
-        stage(
-            distil,
-            f"distil the attacker's reference {number + 1} of {REFERENCES}",
-            passes=3 * data.sizes.training * settings.epochs,
-            teacher=known,
-            data=data.stage,
-            model=Model(str(settings.fools)),
-            objective=Distillation(alpha=1.0),
-            online=False,
-            recipe=common["recipe"],
-            seed=derive(settings.seed, "the attacker's reference", number),
-        )
-        for number in range(REFERENCES if settings.fools is not None else 0)
-    ]
-    return teacher, [known, *references]
-
-
-def _crafted(
-    settings: PoisonSettings,
-    data: Data,
-    crafting: Mapping[str, Crafting | None],
-    teacher: Stage,
-    deceived: Sequence[Stage],
-) -> dict[str, Stage]:
-    """What is added to each transfer set: `NAME/crafted`."""
-    from stillproof.core.plan import stage
-    from stillproof.poison.stages import added_for, craft_poison
-
-    added = added_for(settings.rate, data.sizes.training)
-    return {
-        f"{name}/crafted": stage(
-            craft_poison,
-            f"craft: {name}",
-            passes=3 * added * (made.steps if made.is_optimised else 1) * len(deceived),
-            data=data.stage,
-            teacher=teacher,
-            deceived=deceived,
-            crafting=made,
-            rate=settings.rate,
-            seed=settings.seed,
-        )
-        for name, made in crafting.items()
-        if made is not None
-    }
-
-
-def _students(
-    settings: PoisonSettings, data: Data, outputs: Mapping[str, Stage], compression: Compression | None
-) -> dict[str, Stage]:
-    """Students of each transfer set, `NAME/MODE/SEED`: distilled, or the teacher made smaller."""
-    from stillproof.core.classifiers import Model
-    from stillproof.core.noise import derive
-    from stillproof.core.plan import stage
-    from stillproof.core.plugins import build
-    from stillproof.core.spec import Spec
-    from stillproof.core.stages import compress, distil
-    from stillproof.core.training import Recipe
-    from stillproof.poison.pipeline import tuning
-    from stillproof.poison.stages import added_for
-
-    images = data.sizes.training + added_for(settings.rate, data.sizes.training)
-    objective = build("objective", Spec.parse(settings.objective))
-    found: dict[str, Stage] = {}
-    for name, mode, seed in product(added_names(settings), settings.modes, settings.students):
-        common: dict[str, Any] = {
-            "passes": images * (4 if mode == "online" else 3) * settings.epochs,
-            "teacher": outputs["teacher"],
-            "data": data.stage,
-            "objective": objective,
-            "seed": derive(seed, "student"),
-            **({} if name == CLEAN else {"added": outputs[f"{name}/crafted"]}),
-        }
-        made_of = f"{name}, {mode} labels, seed {seed}"
-        if compression is None:
-            student: dict[str, Any] = {"model": Model(str(settings.student)), "online": mode == "online"}
-            recipe = Recipe.standard(settings.epochs)
-            made = stage(distil, f"distil on {made_of}", recipe=recipe, **student, **common)
-        else:
-            smaller: dict[str, Any] = {"compression": compression, "recipe": tuning(settings.epochs)}
-            made = stage(compress, f"compress, tune on {made_of}", **smaller, **common)
-        found[f"{name}/{mode}/{seed}"] = made
     return found
-
-
-def _defended(settings: PoisonSettings, data: Data, outputs: Mapping[str, Stage]) -> tuple[Stage, dict[str, Stage]]:
-    """The scan of the poisoned set, and a student a seed under each defence and of each baseline, `NAME/MODE/SEED`."""
-    from stillproof.core.classifiers import Model
-    from stillproof.core.noise import derive
-    from stillproof.core.plugins import build
-    from stillproof.core.spec import Spec
-    from stillproof.poison.pipeline import LEFT_OUT, Defended, Looking
-
-    looking = Looking(settings.reference, settings.reference_epochs, LEFT_OUT, settings.seed)
-    defended = Defended(data, outputs["teacher"], outputs[f"{POISON}/crafted"], looking)
-    found: dict[str, Stage] = {}
-    for seed in settings.students:
-        students = defended.students(
-            outputs[f"{POISON}/{LEARNT}/{seed}/model"],
-            model=Model(str(settings.student)),
-            objective=build("objective", Spec.parse(settings.objective)),
-            epochs=settings.epochs,
-            seed=derive(seed, "student"),
-        )
-        found |= {f"{name}/{LEARNT}/{seed}": student for name, student in students.items()}
-    return defended.scanned, found
 
 
 def _check_defences(settings: PoisonSettings) -> None:
@@ -304,14 +179,15 @@ def _compression(settings: PoisonSettings) -> Compression | None:
     return found
 
 
-def added_names(settings: PoisonSettings) -> tuple[str, ...]:
-    """What is added to each transfer set: nothing, poison, and the controls."""
+def added_names(settings: PoisonSettings) -> list[str]:
+    """What is added to transfer sets: poison, and the controls."""
     from stillproof.poison.craft import CONTROLS
+    from stillproof.poison.red_team import POISON
 
-    return (CLEAN, POISON, *(CONTROLS if settings.controls else ()))
+    return [POISON, *(CONTROLS if settings.controls else ())]
 
 
-def _crafting(settings: PoisonSettings, data: Data) -> dict[str, Crafting | None]:
+def _crafting(settings: PoisonSettings, data: Data) -> dict[str, Crafting]:
     """How what is added is made, by name. Raises InputError."""
     from stillproof.attacks.threats import parse_threat
     from stillproof.core.plugins import build
@@ -337,10 +213,7 @@ def _crafting(settings: PoisonSettings, data: Data) -> dict[str, Crafting | None
         steps=settings.steps,
         codec=parse_codec(settings.codec),
     )
-    return {
-        name: None if name == CLEAN else poison.of(name)  # type: ignore[arg-type]
-        for name in added_names(settings)
-    }
+    return {name: poison.of(name) for name in added_names(settings)}  # type: ignore[arg-type]
 
 
 def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result:
@@ -351,12 +224,15 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
     from stillproof.poison import account, verdict
     from stillproof.poison.pictures import beside
     from stillproof.poison.pipeline import BASELINES, DEFENCES
+    from stillproof.poison.red_team import CLEAN, LEARNT, POISON
     from stillproof.poison.scanning import scores_of
+    from stillproof.poison.stages import guesses_of, taken_for
 
-    names, target = added_names(settings), settings.target
+    added, target = added_names(settings), settings.target
+    names = [CLEAN, *added]
     teacher = guesses_of(values["teacher/backdoor"])
     own = measures.mean_share(teacher.hits(target, teacher.triggered)[None])
-    crafted = {name: taken_for(values[f"{name}/crafted"], target) for name in names if name != CLEAN}
+    crafted = {name: taken_for(values[f"{name}/crafted"], target) for name in added}
     findings, tables, found = [], [], {}
     for mode in settings.modes:
         students = {name: [guesses_of(values[f"{name}/{mode}/{seed}"]) for seed in settings.students] for name in names}
@@ -395,26 +271,10 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
     )
 
 
-def guesses_of(measured: Artefact) -> Guesses:
-    """What `measure_backdoor` left."""
-    from stillproof.poison.verdict import Guesses
-
-    return Guesses(**{name: tensor.numpy() for name, tensor in measured.tensors.items()})
-
-
-def taken_for(crafted: Artefact, target: int) -> Any:
-    """Of what was added: the share that the teacher takes for the target, and its mean probability; and that share of
-    all that was tried."""
-    from stillproof.core import measures
-
-    said = crafted.tensors["said"]
-    taken = (said.argmax(dim=1) == target).numpy()
-    tried = measures.share(crafted.values["deceived"], crafted.values["tried"])
-    return measures.share(int(taken.sum()), len(taken)), measures.mean(said.softmax(1)[:, target].numpy(), ""), tried
-
-
 def models(settings: PoisonSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
     """The teacher, and the first student of the clean and of the poisoned set."""
+    from stillproof.poison.red_team import CLEAN, POISON
+
     mode, seed = settings.modes[0], settings.students[0]
     return {"teacher": values["teacher"]} | {
         f"student-{name}": values[f"{which}/{mode}/{seed}/model"]
@@ -426,6 +286,7 @@ def sets(settings: PoisonSettings, values: Mapping[str, Artefact]) -> dict[str, 
     """The poisoned transfer set, marked as such, with the clean test images beside it."""
     from stillproof.core.carving import carve
     from stillproof.core.images import ImageSet
+    from stillproof.poison.red_team import POISON
     from stillproof.runs.image_sets import WrittenSet
 
     parts, crafted = carve(values["data"]), values[f"{POISON}/crafted"].tensors
