@@ -34,9 +34,9 @@ from stillproof.core.runtime import Runtime
 from stillproof.core.spec import Spec
 from stillproof.core.store import Artefact
 from stillproof.poison.pipeline import Defended, Looking
-from stillproof.poison.stages import measure_backdoor
+from stillproof.poison.stages import guesses_of, measure_backdoor, taken_for
 from stillproof.poison.verdict import planted
-from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings, guesses_of, taken_for
+from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings
 
 OTHER = "zoo:cnn?width=32"
 """What an attacker trains: a surrogate of the teacher, or references as the scan's are."""

@@ -9,14 +9,13 @@ benchmarks/results/students.json.
 
 from __future__ import annotations
 
-import os
 import sys
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from models import LIMIT, MODEL, RECIPE
+from models import LIMIT, RECIPE
 from shared.parts import wanted_parts
 from shared.plans import executed
 from shared.record import cifar10, record
@@ -33,12 +32,11 @@ from stillproof.poison.pipeline import Inspecting
 from stillproof.poison.resisting import vouched
 from stillproof.poison.scan_student.bank import bank
 from stillproof.poison.scan_student.verdict import of_the_student
+from stillproof.poison.stages import guesses_of
 from stillproof.poison.student_scanning import inspected
-from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings, guesses_of
+from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings
 
 WIDE = ("moving-patch?pattern=random&seed=5", "blend?opacity=0.25", "sinusoid?frequency=3&amplitude=0.12")
-TARGETS = (1, 7)
-SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "3"))
 PLANTED = 0.5
 """ASR lift from which a student counts as backdoored."""
 
@@ -50,6 +48,9 @@ class Setting:
     given: dict[str, Any]
     trusted: Any
     triggers: tuple[str, ...]
+    targets: tuple[int, int]
+    seeds: int
+    """Students a trigger and target."""
     epochs: int
     """Of the clean students that the scan distils."""
     inversion: int
@@ -71,13 +72,17 @@ def setting(name: str) -> Setting:
         small = {"teacher": "zoo:cnn?width=16", "student": "zoo:cnn?width=16", "threat": "linf:0.2", "rate": 0.1}
         chosen = {"data": "digits", "epochs": 60, **small}
         triggers = ("patch?pattern=random&seed=3", "patch?size=3&pattern=white", *WIDE)
-        return Setting(chosen, tested, triggers, epochs=60, inversion=20)
+        return Setting(chosen, tested, triggers, (1, 7), seeds=3, epochs=60, inversion=20)
     place = cifar10()
     if not place:
         sys.exit("left out: this part needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
-    large = {"data": place, "limit": LIMIT, "teacher": MODEL.text, "student": "zoo:cnn", "epochs": RECIPE.epochs}
-    triggers = ("patch?pattern=random&seed=3", "patch?size=5&pattern=white", *WIDE)
-    return Setting({**large, "rate": 0.05}, vouched, triggers, epochs=60, inversion=20)
+    small = {"teacher": "zoo:cnn?width=32", "student": "zoo:cnn?width=16", "epochs": RECIPE.epochs}
+    given = {**small, "rate": 0.1, "threat": "linf:16/255", "limit": LIMIT}
+    triggers = ("patch?size=5&pattern=random&seed=3", "patch?size=5&pattern=white", *WIDE)
+    if name == "two classes":
+        of_two = {**given, "data": "two_classes:automobiles_and_horses", "limit": None}
+        return Setting(of_two, vouched, triggers, (0, 1), seeds=1, epochs=60, inversion=20)
+    return Setting({**given, "data": place}, vouched, triggers, (1, 7), seeds=2, epochs=60, inversion=20)
 
 
 def planned(of: Setting, trigger: str, target: int, seed: int, runtime: Runtime) -> dict[str, Stage]:
@@ -127,9 +132,9 @@ def part(name: str, runtime: Runtime) -> None:
     check_that_none_is_in_the_bank(of)
     verdicts: dict[str, list[str]] = {"backdoored": [], "not planted": [], "clean": []}
     rows: list[dict[str, Any]] = []
-    for seed in range(SEEDS):
+    for seed in range(of.seeds):
         for trigger in of.triggers:
-            for target in TARGETS:
+            for target in of.targets:
                 stages = planned(of, trigger, target, seed, runtime)
                 wanted = {key: stages[key] for key in ("poison/cached/0", "nothing/cached/0")}
                 wanted["scan"] = looked_at(of, stages, "poison")
@@ -139,8 +144,8 @@ def part(name: str, runtime: Runtime) -> None:
                 verdicts["backdoored" if lift >= PLANTED else "not planted"].append(said)
                 rows.append({"trigger": trigger, "target": target, "seed": seed, "lift": round(lift, 3), "said": said})
                 print(f"  {name}: {rows[-1]}", flush=True)
-    for seed in range(SEEDS * len(of.triggers) * len(TARGETS)):
-        stages = planned(of, of.triggers[0], TARGETS[0], 100 + seed, runtime)
+    for seed in range(of.seeds * len(of.triggers) * len(of.targets)):
+        stages = planned(of, of.triggers[0], of.targets[0], 100 + seed, runtime)
         said = of_the_student(
             "clean", inspected(executed({"scan": looked_at(of, stages, "nothing")}, runtime)["scan"])
         ).status
@@ -166,7 +171,7 @@ def main() -> None:
     """Run the parts that were asked for."""
     runtime = Runtime.choose()
     runtime.apply()
-    for name in wanted_parts(["cifar10", "digits"]):
+    for name in wanted_parts(["cifar10", "two classes", "digits"]):
         part(name, runtime)
 
 
