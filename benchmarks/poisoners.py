@@ -1,7 +1,8 @@
 """What a poisoner needs, and what one who knows the scan gets through: CIFAR-10, one setting changed at a time.
 
 `python benchmarks/poisoners.py [PART ...]`, parts: needs, adaptive; both by default. Everything else is as in
-benchmarks/poison.py, whose stages these share (STILLPROOF_STORE): a patch, 5 %, ε 8/255, cached labels, one student.
+benchmarks/poison.py, whose stages `adaptive` shares (STILLPROOF_STORE): a patch, 5 %, ε 8/255, cached labels, one
+student; `needs` has a smaller teacher and student, and three students of each set.
 STILLPROOF_ROWS ("rate 1 %;ε 4/255") names some of the rows. Figures go to benchmarks/results/poisoners.json.
 
 - needs: ASR by rate, ε, trigger, label mode, controls, and what the attacker has in place of the teacher.
@@ -42,6 +43,8 @@ OTHER = "zoo:cnn?width=32"
 """What an attacker trains: a surrogate of the teacher, or references as the scan's are."""
 
 AT_ONCE = {"seeds": 1, "defend": False}
+SMALLER = {"teacher": "zoo:cnn?width=32", "student": "zoo:cnn?width=16", "seeds": 3, "defend": False}
+"""What a poisoner needs is looked at with these, so that three students of every row take an hour of a core."""
 ROWS = os.environ.get("STILLPROOF_ROWS", "")
 
 NEEDS: Mapping[str, Mapping[str, Any]] = {
@@ -54,6 +57,8 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
     "blend": {"trigger": "blend"},
     "sinusoid": {"trigger": "sinusoid"},
     "moving patch": {"trigger": "moving-patch"},
+    "blend, 1 %": {"trigger": "blend", "rate": 0.01},
+    "sinusoid, 1 %": {"trigger": "sinusoid", "rate": 0.01},
     "online labels": {"label_mode": "online"},
     "a surrogate for the teacher": {"surrogate": OTHER},
     "without the codec": {"codec": "none"},
@@ -103,7 +108,7 @@ ADAPTIVE = {
 def needs(place: str, runtime: Runtime) -> None:
     """What makes the attack work, and what does not."""
     for name, changes in chosen(NEEDS):
-        given = settings(place, "patch").model_copy(update=AT_ONCE | dict(changes))
+        given = settings(place, "patch").model_copy(update=SMALLER | dict(changes))
         result = POISON_A_PIPELINE.conclude(given, executed(planned(given, runtime), runtime))
         print(f"  {name}: {result.summary}", flush=True)
         record("poisoners", **{f"needs: {name}": {table.title: plain(table) for table in result.tables}})
