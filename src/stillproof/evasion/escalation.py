@@ -80,6 +80,12 @@ def rungs(
         why = "what others took and cross-entropy did not may be luck: they were several searches, and it was one"
         name = f"APGD-{effort.apgd}, cross-entropy, two more starts"
         yield Rung(name, "deployed again", anew, "hidden", why, skip=_starts_are_no_help)
+        anew = replace(anew, loss="margin")
+        why = (
+            "what needs no gradient took: whether a gradient that the scale of the logits cannot hide finds it as well"
+        )
+        name = f"APGD-{effort.apgd}, margin, what needs no gradient took"
+        yield Rung(name, "white box", anew, "hidden from all", why)
         # where this is the only way, it has to be tried as hard as the front door
         climbing = {
             f"APGD-{effort.apgd}, margin": replace(apgd, loss="margin"),
@@ -106,7 +112,7 @@ def rungs(
         yield Rung(
             "transfer from twins", "transfer", transfer, "standing", "what fools an undistilled twin, shown once"
         )
-    calm = "nothing beat the deployed gradients so far, and every image has one"
+    calm = "nothing beat the gradients in the white box so far, and every image has one"
 
     def patience(ladder: Ladder) -> str:
         return "" if module is None or ladder.is_suspicious() else calm

@@ -65,9 +65,10 @@ class Rung:
     name: str
     kind: Kind
     attack: Attack
-    on: Literal["right", "watched survivors", "hidden", "standing", "standing, unwatched"]
+    on: Literal["right", "watched survivors", "hidden", "hidden from all", "standing", "standing, unwatched"]
     """watched survivors: those of the watched images that nothing on the deployed output has fooled yet; hidden: those
-    of them that something else has."""
+    of them that something else has; hidden from all: and no attack in the white
+    box, though they have a gradient."""
     why: str
     through: nn.Module | None = None
     """What is climbed in place of the classifier."""
@@ -132,15 +133,20 @@ class Ladder:
         chosen = {
             "right": self.right,
             "watched survivors": self.watched & self.right & ~self.fell_to("deployed"),
-            "hidden": self.watched & self.right & ~self.standing & ~self.fell_to("deployed"),
+            "hidden": self._hidden("deployed"),
+            "hidden from all": self._hidden("deployed", "deployed again", "white box") & ~self.dead,
             "standing": self.standing,
             "standing, unwatched": self.standing & ~self.watched,
         }[on]
         return chosen.nonzero()[:, 0]
 
+    def _hidden(self, *kinds: str) -> Tensor:
+        """Watched images that fell, and not to these."""
+        return self.watched & self.right & ~self.standing & ~self.fell_to(*kinds)
+
     def is_suspicious(self) -> bool:
-        """Whether something won where the deployed output's gradient lost, or there is no gradient at all."""
-        hidden = self.watched & self.fell_to(*OTHERWISE) & ~self.fell_to("deployed", "deployed again")
+        """Whether something won where every gradient of the classifier's own lost, or there is none at all."""
+        hidden = self._hidden("deployed", "deployed again", "white box") & self.fell_to(*OTHERWISE)
         # these are shown to what nothing else has fooled
         hidden |= self.fell_to("transfer", "detour", "straight through")
         return bool(hidden.any()) or bool((self.dead & self.standing).any())

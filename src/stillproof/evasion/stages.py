@@ -83,7 +83,7 @@ class Scaled(nn.Module):
         return logits * self.factor
 
 
-@job(version=9)
+@job(version=10)
 def audit_classifier(
     context: Context,
     classifier: Artefact,
