@@ -77,7 +77,7 @@ def setting(name: str) -> Setting:
     if not place:
         sys.exit("left out: this part needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
     small = {"teacher": "zoo:cnn?width=32", "student": "zoo:cnn?width=16", "epochs": RECIPE.epochs}
-    given = {**small, "rate": 0.1, "threat": "linf:16/255", "limit": LIMIT}
+    given = {**small, "rate": 0.1, "threat": "linf:8/255", "limit": LIMIT}
     triggers = ("patch?size=5&pattern=random&seed=3", "patch?size=5&pattern=white", *WIDE)
     if name == "two classes":
         of_two = {**given, "data": "two_classes:automobiles_and_horses", "limit": None}
