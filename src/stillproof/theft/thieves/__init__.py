@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar, Literal, Protocol
 
@@ -54,3 +55,26 @@ def titled(name: str, options: Mapping[str, float | None]) -> str:
 def tried(value: float | None, *otherwise: float) -> tuple[float, ...]:
     """What is tried of an option: what it is fixed at, or else these."""
     return otherwise if value is None else (value,)
+
+
+class Tuned(ABC):
+    """A thief that reads scores, uses labels, and differs from others by what it tries."""
+
+    called: ClassVar[str]
+    signs: ClassVar[Mapping[str, str]]
+    """Its options, and how a title writes them."""
+
+    needs_labels: ClassVar[bool] = True
+    reads: ClassVar[Literal["scores", "label"]] = "scores"
+    knows: ClassVar[str] = NOTHING
+
+    def __post_init__(self) -> None:
+        self.candidates()  # raises for what no candidate can be built from
+
+    @property
+    def title(self) -> str:
+        return titled(self.called, {sign: getattr(self, option) for option, sign in self.signs.items()})
+
+    @abstractmethod
+    def candidates(self) -> tuple[Candidate, ...]:
+        """What it tries: see `Thief`."""

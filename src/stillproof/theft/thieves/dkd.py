@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from stillproof.core import distillation
-from stillproof.theft.thieves import NOTHING, titled, tried
+from stillproof.theft.thieves import Tuned, tried
 
 
 @dataclass(frozen=True, kw_only=True)
-class DKD:
+class DKD(Tuned):
     """Decoupled KD: CE + TCKD + β·NCKD (Zhao et al. 2022, arXiv 2203.08679).
 
     The published β = 8 amplifies the mass among the other classes, which is what AST, Nasty and Stingy corrupt: β is
@@ -20,16 +21,8 @@ class DKD:
     temperature: float | None = None
     beta: float | None = None
 
-    needs_labels: ClassVar[bool] = True
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
-    knows: ClassVar[str] = NOTHING
-
-    def __post_init__(self) -> None:
-        self.candidates()
-
-    @property
-    def title(self) -> str:
-        return titled("DKD", {"T": self.temperature, "β": self.beta})
+    called: ClassVar[str] = "DKD"
+    signs: ClassVar[Mapping[str, str]] = {"temperature": "T", "beta": "β"}
 
     def candidates(self) -> tuple[distillation.DKD, ...]:
         temperatures, betas = tried(self.temperature, 1.0, 4.0), tried(self.beta, 0.0, 0.5, 1.0, 2.0, 8.0)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillproof.core.distillation import Batch
 from stillproof.errors import InputError
-from stillproof.theft.thieves import DEFENDED, titled, tried
+from stillproof.theft.thieves import DEFENDED, Tuned, tried
 
 
 def composed(answers: Tensor, labels: Tensor, temperature: float, weight: float) -> Tensor:
@@ -46,7 +47,7 @@ class Composition:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HTC:
+class HTC(Tuned):
     """High-temperature composition ("Distilling the Undistillable", Jandial et al. 2022, arXiv 2210.11728).
 
     The paper's formula was not at hand. This reading: the answer at a high temperature is mixed with the label, and the
@@ -56,16 +57,9 @@ class HTC:
     temperature: float | None = None
     weight: float | None = None
 
-    needs_labels: ClassVar[bool] = True
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
+    called: ClassVar[str] = "HTC"
+    signs: ClassVar[Mapping[str, str]] = {"temperature": "T", "weight": "η"}
     knows: ClassVar[str] = DEFENDED
-
-    def __post_init__(self) -> None:
-        self.candidates()
-
-    @property
-    def title(self) -> str:
-        return titled("HTC", {"T": self.temperature, "η": self.weight})
 
     def candidates(self) -> tuple[Composition, ...]:
         temperatures, weights = tried(self.temperature, 8.0, 20.0, 50.0), tried(self.weight, 0.3, 0.6, 0.9)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from stillproof.core.distillation import Distillation
-from stillproof.theft.thieves import NOTHING, TEMPERATURES
+from stillproof.theft.thieves import TEMPERATURES, Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class KD:
+class KD(Tuned):
     """Knowledge distillation with labels: αT²·KL + (1 − α)·CE (Hinton et al. 2015, arXiv 1503.02531).
 
     `kd?temperature=4&alpha=0.9` is the fixed thief of the Nasty Teacher and AST papers on CIFAR-10.
@@ -19,19 +20,8 @@ class KD:
     temperature: float | None = None
     alpha: float | None = None
 
-    needs_labels: ClassVar[bool] = True
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
-    knows: ClassVar[str] = NOTHING
-
-    def __post_init__(self) -> None:
-        self.candidates()  # raises for what no candidate can be built from
-
-    @property
-    def title(self) -> str:
-        fixed = [
-            f"{sign} = {value:g}" for sign, value in (("T", self.temperature), ("α", self.alpha)) if value is not None
-        ]
-        return f"KD, fixed {', '.join(fixed)}" if fixed else "KD"
+    called: ClassVar[str] = "KD"
+    signs: ClassVar[Mapping[str, str]] = {"temperature": "T", "alpha": "α"}
 
     def candidates(self) -> tuple[Distillation, ...]:
         temperatures = TEMPERATURES if self.temperature is None else (self.temperature,)

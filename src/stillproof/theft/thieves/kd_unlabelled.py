@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from stillproof.core.distillation import Distillation
-from stillproof.theft.thieves import NOTHING, TEMPERATURES
+from stillproof.theft.thieves import TEMPERATURES, Tuned
 
 
 @dataclass(frozen=True, kw_only=True)
-class KDUnlabelled:
+class KDUnlabelled(Tuned):
     """Knowledge distillation from the answers alone: α = 1."""
 
     temperature: float | None = None
 
+    called: ClassVar[str] = "KD unlabelled"
+    signs: ClassVar[Mapping[str, str]] = {"temperature": "T"}
     needs_labels: ClassVar[bool] = False
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
-    knows: ClassVar[str] = NOTHING
-
-    def __post_init__(self) -> None:
-        self.candidates()
-
-    @property
-    def title(self) -> str:
-        return "KD unlabelled" + ("" if self.temperature is None else f", fixed T = {self.temperature:g}")
 
     def candidates(self) -> tuple[Distillation, ...]:
         temperatures = TEMPERATURES if self.temperature is None else (self.temperature,)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from stillproof.core.distillation import StandardisedDistillation
 from stillproof.errors import InputError
-from stillproof.theft.thieves import NOTHING, titled, tried
+from stillproof.theft.thieves import Tuned, tried
 
 
 @dataclass(frozen=True, kw_only=True)
-class LogitStd:
+class LogitStd(Tuned):
     """KD of z-scored logits (Sun et al. 2024, arXiv 2403.01427): undoes whatever scales or shifts an answer.
 
     A class that is served as 0 counts as one of probability 1e-8. Published: T = 2, weight 9, .1 of CE.
@@ -20,17 +21,12 @@ class LogitStd:
     temperature: float | None = None
     weight: float | None = None
 
-    needs_labels: ClassVar[bool] = True
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
-    knows: ClassVar[str] = NOTHING
+    called: ClassVar[str] = "logit-std"
+    signs: ClassVar[Mapping[str, str]] = {"temperature": "T", "weight": "weight"}
 
     def __post_init__(self) -> None:
         if any(t is not None and t <= 0 for t in (self.temperature, self.weight)):
             raise InputError("the temperature and the weight of logit-std are above 0.", "Mend that option.")
-
-    @property
-    def title(self) -> str:
-        return titled("logit-std", {"T": self.temperature, "weight": self.weight})
 
     def candidates(self) -> tuple[StandardisedDistillation, ...]:
         temperatures, weights = tried(self.temperature, 0.5, 1.0, 2.0, 4.0, 8.0), tried(self.weight, 1.0, 9.0)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from stillproof.core.distillation import LEAST, Batch
 from stillproof.core.training import Fit
 from stillproof.errors import InputError
 from stillproof.theft.lesson import Lesson
-from stillproof.theft.thieves import DEFENDED, titled, tried
+from stillproof.theft.thieves import DEFENDED, Tuned, tried
 
 MOST_CLASSES = 128
 """With more classes they share one matrix: one of each would have K³ entries."""
@@ -91,7 +92,7 @@ class MarkovDistillation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MarkovKD:
+class MarkovKD(Tuned):
     """Markov KD (Yang & Ye, ECCV 2024): the answer, softened by a power, times a matrix learnt for each label.
 
     What the paper minimises was not at hand. This reading: student and matrices go down one loss, KL beside CE. The
@@ -103,16 +104,9 @@ class MarkovKD:
     alpha: float | None = None
     pace: float | None = None
 
-    needs_labels: ClassVar[bool] = True
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
+    called: ClassVar[str] = "Markov KD"
+    signs: ClassVar[Mapping[str, str]] = {"temperature": "T", "alpha": "α", "pace": "pace"}
     knows: ClassVar[str] = DEFENDED
-
-    def __post_init__(self) -> None:
-        self.candidates()
-
-    @property
-    def title(self) -> str:
-        return titled("Markov KD", {"T": self.temperature, "α": self.alpha, "pace": self.pace})
 
     def candidates(self) -> tuple[MarkovDistillation, ...]:
         return tuple(

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from stillproof.core.distillation import TEACHER, Batch, completed, kd_divergenc
 from stillproof.core.training import Fit
 from stillproof.errors import InputError
 from stillproof.theft.lesson import BUDGET, Lesson
-from stillproof.theft.thieves import DEFENDED, titled, tried
+from stillproof.theft.thieves import DEFENDED, Tuned, titled, tried
 
 CLOSENESS = 0.1
 """The temperature at which likenesses are compared."""
@@ -85,7 +86,7 @@ class Sequence:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SCM:
+class SCM(Tuned):
     """A sequence of contrastive students ("Distilling the Undistillable", Jandial et al. 2022, arXiv 2210.11728).
 
     The paper's formula was not at hand. This reading: each student distils the one before it beside the labels, with a
@@ -97,16 +98,13 @@ class SCM:
     temperature: float | None = None
     weight: float | None = None
 
-    needs_labels: ClassVar[bool] = True
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
+    called: ClassVar[str] = "SCM"
+    signs: ClassVar[Mapping[str, str]] = {"temperature": "T", "weight": "weight"}
     knows: ClassVar[str] = DEFENDED
-
-    def __post_init__(self) -> None:
-        self.candidates()
 
     @property
     def title(self) -> str:
-        several = "SCM" if self.length is None else f"SCM of {self.length}"
+        several = self.called if self.length is None else f"{self.called} of {self.length}"
         return titled(several, {"T": self.temperature, "weight": self.weight})
 
     def candidates(self) -> tuple[Sequence, ...]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +17,7 @@ from stillproof.core.noise import derive
 from stillproof.core.training import Fit
 from stillproof.errors import InputError
 from stillproof.theft.lesson import Lesson
-from stillproof.theft.thieves import DEFENDED, titled, tried
+from stillproof.theft.thieves import DEFENDED, Tuned, tried
 
 SELF_DISTILLED, SELF_LABELLED = 0.3, 0.7
 """What the auxiliary head takes from the deep one, and from the labels, beside the answers."""
@@ -103,7 +104,7 @@ class SkepticalDistillation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Skeptical:
+class Skeptical(Tuned):
     """The Skeptical Student (Kundu et al., NeurIPS 2021, "Analyzing the Confidentiality of Undistillable Teachers").
 
     One auxiliary head does what two do in the reference code where the answers go to another depth than the
@@ -114,16 +115,9 @@ class Skeptical:
     alpha: float | None = None
     depth: float | None = None
 
-    needs_labels: ClassVar[bool] = True
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
+    called: ClassVar[str] = "skeptical"
+    signs: ClassVar[Mapping[str, str]] = {"temperature": "T", "alpha": "α", "depth": "depth"}
     knows: ClassVar[str] = DEFENDED
-
-    def __post_init__(self) -> None:
-        self.candidates()
-
-    @property
-    def title(self) -> str:
-        return titled("skeptical", {"T": self.temperature, "α": self.alpha, "depth": self.depth})
 
     def candidates(self) -> tuple[SkepticalDistillation, ...]:
         return tuple(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from stillproof.core.distillation import NO_CHANCE, Batch, kd_divergence
 from stillproof.errors import InputError
-from stillproof.theft.thieves import NOTHING, TEMPERATURES, titled, tried
+from stillproof.theft.thieves import TEMPERATURES, Tuned, tried
 
 NEXT_TO_NONE = math.log(torch.finfo(torch.float32).tiny) + 1
 """What the logarithm of a probability of 0 is completed to, about (theft.transfer)."""
@@ -65,22 +66,14 @@ class RevealedDistillation:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Top:
+class Top(Tuned):
     """KD with labels that renormalises what is revealed and imputes nothing."""
 
     temperature: float | None = None
     alpha: float | None = None
 
-    needs_labels: ClassVar[bool] = True
-    reads: ClassVar[Literal["scores", "label"]] = "scores"
-    knows: ClassVar[str] = NOTHING
-
-    def __post_init__(self) -> None:
-        self.candidates()
-
-    @property
-    def title(self) -> str:
-        return titled("top", {"T": self.temperature, "α": self.alpha})
+    called: ClassVar[str] = "top"
+    signs: ClassVar[Mapping[str, str]] = {"temperature": "T", "alpha": "α"}
 
     def candidates(self) -> tuple[RevealedDistillation, ...]:
         temperatures, alphas = tried(self.temperature, *TEMPERATURES), tried(self.alpha, 0.5, 0.9)
