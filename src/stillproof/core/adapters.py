@@ -59,13 +59,18 @@ class Prepared(Adapter):
         return answer
 
 
+def logits_of(probabilities: Tensor) -> Tensor:
+    """log p, which softmax turns back into p; finite where p is 0. Of any shape and kind of float."""
+    return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+
+
 class FromProbabilities(Adapter):
-    """Logits for a model that returns probabilities: log p, which softmax turns back into p."""
+    """Logits for a model that returns probabilities."""
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> log-probabilities, (N, K)."""
-        probabilities: Tensor = self.model(images).float()  # half precision has no room for what is tiny
-        return probabilities.clamp_min(torch.finfo(torch.float32).tiny).log()
+        probabilities: Tensor = self.model(images)
+        return logits_of(probabilities.float())  # half precision has no room for what is tiny
 
 
 def inner(classifier: nn.Module) -> nn.Module:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stillproof.attacks.frozen import Classifier
 from stillproof.attacks.threats import parse_threat
+from stillproof.core.adapters import logits_of
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import kind_of_output, predict
 from stillproof.core.images import ImageSet, as_float, stratified
@@ -185,7 +186,7 @@ class Asked:
             and kind_of_output(found) == "probabilities"
         ):
             self.kind = "probabilities"
-            return found.float().clamp_min(torch.finfo(torch.float32).tiny).log()
+            return logits_of(found.float())
         return finite(found) if isinstance(found, Tensor) and bool(found.isneginf().any()) else found
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from stillproof.core.adapters import logits_of
 from stillproof.core.distillation import Batch, kd_divergence
 from stillproof.core.images import ImageSet, as_float, augmentation_for, batches
 from stillproof.core.noise import Noise, derive, permutation
@@ -34,7 +35,7 @@ def consensus(teacher: nn.Module, images: ImageSet, views: int, *, runtime: Runt
             ids = torch.arange(rows.start, rows.start + len(pixels))
             seen = [pixels, *(change(pixels, Noise(derive(seed, "view"), ids, view), view) for view in range(views))]
             said = [model(as_float(one).to(runtime.device)).float().softmax(1) for one in seen]
-            parts.append(torch.stack(said).mean(0).clamp_min(torch.finfo(torch.float32).tiny).log().cpu())
+            parts.append(logits_of(torch.stack(said).mean(0)).cpu())
     return torch.cat(parts).clone()
 
 

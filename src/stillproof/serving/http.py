@@ -21,6 +21,7 @@ import tenacity
 import torch
 from torch import Tensor
 
+from stillproof.core.adapters import logits_of
 from stillproof.core.plugins import read_options
 from stillproof.core.spec import Spec
 from stillproof.errors import BudgetExceeded, InputError, StillproofError, reason
@@ -178,7 +179,7 @@ class HttpClassifier:
         values = values.float()
         if not bool(values.isfinite().all()):
             raise Refused(f"{self.endpoint.url} answers with NaN or infinite values.", "Check the classifier.")
-        return values.clamp_min(torch.finfo(torch.float32).tiny).log() if kind == "probabilities" else values
+        return logits_of(values) if kind == "probabilities" else values
 
 
 def _read_json(content: bytes) -> tuple[str, np.ndarray]:

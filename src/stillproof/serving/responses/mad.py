@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from stillproof.core.adapters import logits_of
 from stillproof.core.carving import carve
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import derive
@@ -135,7 +136,7 @@ class MAD(Response):
         target = torch.where(turns, target, p)  # what turns nothing is not worth a change
         distance = (target - p).abs().sum(dim=1, keepdim=True)
         a = (self.epsilon / distance.clamp_min(SMALL)).clamp(max=1)
-        served = (p + a * (target - p)).clamp_min(torch.finfo(torch.float32).tiny).log().float()
+        served = logits_of(p + a * (target - p)).float()
         return with_winner(served, winner) if self.argmax else served
 
     def prepare(self, victim: Stage, data: Stage, *, recipe: Recipe, images: int, seed: int) -> Stage | None:  # noqa: ARG002
