@@ -60,7 +60,7 @@ NEEDS: Mapping[str, Mapping[str, Any]] = {
     "blend, 1 %": {"trigger": "blend", "rate": 0.01},
     "sinusoid, 1 %": {"trigger": "sinusoid", "rate": 0.01},
     "online labels": {"label_mode": "online"},
-    "a surrogate for the teacher": {"surrogate": OTHER},
+    "a surrogate for the teacher": {"surrogate": "zoo:resnet18?width=8"},
     "without the codec": {"codec": "none"},
 }
 

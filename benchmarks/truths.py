@@ -8,7 +8,8 @@ audit is a stage (STILLPROOF_STORE), so that a killed run goes on. Figures go to
 - honest: the false-alarm rate over further honest classifiers, on digits: four networks.
 
 STILLPROOF_SEEDS: trainings of each, 3; or STILLPROOF_SEED, one of them. STILLPROOF_CLASSIFIERS ("plain;signs") names
-some of the trained ones. STILLPROOF_AUDIT_IMAGES: test images at most, 1000.
+some of the trained ones. STILLPROOF_AUDIT_IMAGES: test images at most, 1000. STILLPROOF_SHARES ("1;0.5"): of the
+radius.
 """
 
 from __future__ import annotations
@@ -51,8 +52,8 @@ SMALL = Model("zoo:cnn?width=16")
 """On CIFAR-10: small enough for three trainings of everything, PGD training and RSLAD too, in an hour of one core."""
 SIGNS = Model("signs:Signs")
 TEMPERATURES = (20.0, 50.0, 100.0)
-SHARES = (0.25, 0.5, 1.0)
-"""Of the radius, at which distilled classifiers are looked at."""
+SHARES = tuple(float(share) for share in os.environ.get("STILLPROOF_SHARES", "1;0.25;0.5").split(";"))
+"""Of the radius: all are looked at at the whole of it, distilled ones and their twin at others as well."""
 AS_ROBUST = 0.03
 """How far apart the worst cases of a PGD-trained classifier may be, with hidden gradients and without."""
 IMAGES = int(os.environ.get("STILLPROOF_AUDIT_IMAGES", "1000"))
@@ -285,7 +286,7 @@ def looked_at(of: Setting, part: str, planted: Sequence[tuple[Planted, float]], 
             looked = audit_stage(stages, source.stage, one, share * of.radius)
             row = row_of(evidence_of(executed({"audit": looked}, runtime)["audit"]))
             base = bases.setdefault(f"{one.classifier} at {share}", row)
-            row |= {"truth": one.truth, "met": is_met(one, row, base)}
+            row |= {"truth": one.truth, "met": is_met(one, row, base), "ladder": audit_classifier.version}
             at = "" if share == 1 else f", {share:g} of the radius"
             print(f"  {one.name}{at}, seed {seed}: {row}", flush=True)
             record("truths", **{f"{part}: {one.name}{at}, seed {seed}": row})
@@ -296,8 +297,8 @@ def looked_at(of: Setting, part: str, planted: Sequence[tuple[Planted, float]], 
 def table(part: str, runtime: Runtime) -> None:
     """The truths at the radius, and the distilled with their twin below it."""
     names = ("plain", *(f"distilled, T = {temperature:g}" for temperature in TEMPERATURES))
-    below = [(one, share) for share in SHARES[:-1] for one in TRUTHS if one.name in names]
-    looked_at(setting(part), part, [(one, 1.0) for one in TRUTHS] + below, runtime)
+    asked = [(one, share) for share in SHARES for one in TRUTHS if share == 1 or one.name in names]
+    looked_at(setting(part), part, asked, runtime)
 
 
 def honest(_part: str, runtime: Runtime) -> None:

@@ -49,7 +49,26 @@ def either(images: Tensor) -> Tensor:
     return torch.where(images > 0.5, torch.ones_like(images), torch.zeros_like(images))
 
 
+def written_to(images: Tensor) -> Tensor:
+    levels = (images * 15).int()
+    levels[levels > 12] = 12
+    return levels / 15
+
+
+def of_half_the_branches(images: Tensor) -> Tensor:
+    return torch.where(images > 0.5, (images - 0.5).log(), images) + (images > 0.3)
+
+
+def masked_by_a_view(images: Tensor) -> Tensor:
+    return ((7 * images).round() / 7).masked_fill((images.mean(1) > 0.99)[:, None], 0)
+
+
 BEFORE = {
+    "an integer tensor that is written to": written_to,
+    "a view of a mask": masked_by_a_view,
+    "either, of integers": lambda images: torch.where(images > 0.5, 1, 0).float(),
+    "a keyword": lambda images: (7 * images).round() / 7 * torch.gt(images, other=0.1),
+    "whole division in place": lambda images: images.clone().floor_divide_(0.25) / 4,
     "either, as a method": lambda images: torch.ones_like(images).where(images > 0.5, torch.zeros_like(images)),
     "thermometer": thermometer,
     "masks": masks,
@@ -97,6 +116,35 @@ def test_an_attack_that_climbs_through_finds_what_the_front_door_hides(name: str
     found = attack(model, images, labels, runtime=FP32, through=way_through(model, images))
     assert found.success.all()
     assert torch.equal(model(found.images).argmax(1) != labels, found.success)
+
+
+def test_what_is_not_chosen_spoils_no_gradient(images: Tensor) -> None:
+    probe = images.clone().requires_grad_()
+    (slope,) = torch.autograd.grad(StraightThrough(Stepped(of_half_the_branches))(probe).sum(), probe)
+    assert slope.isfinite().all()
+
+
+def test_no_way_changes_what_is_said_unnoticed(images: Tensor) -> None:
+    def added(images: Tensor) -> Tensor:
+        return ((images > 0.2) + (images > 0.4)).float() + (7 * images).round() / 7
+
+    model = Stepped(added)
+    through = way_through(model, images)  # as floats, two masks would add up to 2
+    assert through is not None
+    assert torch.allclose(through(images.clone().requires_grad_()), model(images), atol=1e-5)
+
+
+def test_plain_numbers_that_are_made_of_a_mask_are_not_the_mask(images: Tensor) -> None:
+    def shifted(images: Tensor) -> Tensor:
+        mask = images > 0.5
+        numbers = mask.float()
+        numbers -= 0.5
+        return images.masked_fill(mask, 0) + numbers
+
+    model = Stepped(shifted)
+    through = way_through(model, images)
+    assert through is not None
+    assert torch.allclose(through(images.clone().requires_grad_()), model(images), atol=1e-5)
 
 
 def checked(images: Tensor) -> Tensor:

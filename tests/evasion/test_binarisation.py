@@ -27,6 +27,44 @@ class Cosine(nn.Module):
         return 20 * nn.functional.cosine_similarity(features[:, None], self.weight[None], dim=2)
 
 
+class Tokens(nn.Module):
+    """A class token at the root, as timm's and torchvision's ViT have, and a head on the mean of tokens."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token = nn.Parameter(torch.randn(1, 1, 32))
+        self.patches = nn.Conv2d(1, 32, 2, 2)
+        self.norm, self.mix, self.head = nn.LayerNorm(32), nn.Linear(32, 32), nn.Linear(32, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        tokens = torch.cat([self.token.expand(len(images), -1, -1), patches], 1)
+        found: Tensor = self.head(
+            self.norm(self.mix(tokens).relu()).flatten(1)[:, : 32 * 17].unflatten(1, (17, 32)).mean(1)
+        )
+        return found
+
+
+class OnTokens(nn.Module):
+    """A weight-normed head on every token, and then the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.patches, self.norm = nn.Conv2d(1, 32, 2, 2), nn.LayerNorm(32)
+        self.head = weight_norm(nn.Linear(32, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.head(self.norm(self.patches(images).flatten(2).transpose(1, 2).relu())).mean(1)
+        return found
+
+
+class Swish(nn.Module):
+    """By hand, and steep: where it is flat, its derivative is nearly 0 or 1."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features * (20 * features).sigmoid()
+
+
 def features(width: int) -> list[nn.Module]:
     return [nn.Conv2d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv2d(16, width, 3, padding=1), nn.ReLU()]
 
@@ -41,6 +79,11 @@ def classifiers() -> dict[str, nn.Module]:
         "linear": flat(nn.Linear(64, 4)),
         "weight norm": flat(weight_norm(nn.Linear(64, 4))),
         "cosine": flat(Cosine(64, 4)),
+        "a token at the root": Tokens(),
+        "a head on tokens": OnTokens(),
+        "swish by hand": nn.Sequential(
+            nn.Flatten(), nn.Linear(64, 64), Swish(), nn.Linear(64, 64), Swish(), nn.Linear(64, 4)
+        ),
         "convolution": nn.Sequential(*features(64), nn.Conv2d(64, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()),
     }
 

@@ -74,7 +74,8 @@ def case(model: nn.Module, n: int = 24, channels: int = 1) -> tuple[Tensor, Tens
 
 def everything_said(model: object, images: Tensor, labels: Tensor, threat: Linf | L2, **given: object) -> str:
     """An audit from end to end, down to what a report shows."""
-    found = audit(model, images, labels, threat, thoroughness=TINY, runtime=FP32, **given)  # type: ignore[arg-type]
+    how = replace(TINY, images=len(images))
+    found = audit(model, images, labels, threat, thoroughness=how, runtime=FP32, **given)  # type: ignore[arg-type]
     verdict = decide(found.evidence)
     assert findings("it", verdict, found.evidence, 0.3)
     assert tables(verdict, found.evidence)
@@ -93,7 +94,7 @@ def test_any_number_of_classes_and_channels(threat: Linf | L2, classes: int, cha
 @pytest.mark.parametrize("way", ["fails on one", "not to be copied", "NumPy", "normed"])
 def test_odd_modules_are_audited(way: str) -> None:
     model = Net(way)
-    images, labels = case(model)
+    images, labels = case(model, n=60)
     model.train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     masked = everything_said(model, images, labels, Linf(0.1))
@@ -342,3 +343,38 @@ def test_an_adaptive_attack_that_fails_is_named() -> None:
         audit(model, images, labels, Linf(0.001), thoroughness=TINY, runtime=FP32, adaptive=loss)
     with pytest.raises(InputError, match="fails on images"):
         audit(model, images, labels, Linf(0.001), thoroughness=TINY, runtime=FP32, adaptive=Broken())
+
+
+class Misleading(torch.autograd.Function):
+    """The identity, whose backward pass turns the sign of a third of the gradient."""
+
+    @staticmethod
+    def forward(_context: object, values: Tensor) -> Tensor:
+        return values.clone()
+
+    @staticmethod
+    def backward(_context: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
+        turned = torch.rand(gradient.shape[1:], generator=torch.Generator().manual_seed(0)) < 0.35
+        return torch.where(turned, -gradient, gradient)
+
+
+@pytest.mark.parametrize("misleads", [False, True])
+def test_a_backward_pass_that_misleads_is_seen(misleads: bool) -> None:
+    class Head(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(5, 768, generator=torch.Generator().manual_seed(0)))
+
+        def forward(self, images: Tensor) -> Tensor:
+            features = images.flatten(1)
+            return (Misleading.apply(features) if misleads else features) @ self.weight.T
+
+    images = torch.rand(80, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    model = Head().eval()
+    labels = model(images).argmax(1)
+    how = replace(TINY, images=80, close=40, problems=8)
+    seen = audit(model, images, labels, Linf(0.004), thoroughness=how, runtime=FP32).evidence
+    found = decide(seen)
+    (sign,) = [sign for sign in found.signs if sign.name == "the gradient is not the slope"]
+    assert sign.is_present is misleads
+    assert not misleads or found.masked != "no"

@@ -28,7 +28,7 @@ def evidence(
     fell = deployed == 1
     close: dict[str, Any] = dict.fromkeys(("sweep.1", "sweep.10", "apgd", "apgd.double", "trace.last"), fell)
     close |= {"unbounded.cross-entropy": np.arange(n) >= dead * n, "wider": np.ones(n, bool), "trace.ever": fell}
-    close |= {"trace.range": np.zeros(n), "stability": np.zeros(n), "nearest": np.ones(n)}
+    close |= {"trace.range": np.zeros(n), "stability": np.zeros(n), "nearest": np.ones(n), "slope": np.ones(n)}
     return Evidence(
         labels=np.zeros(n, int),
         logits=np.array([[sure, 0.0, 0.0]], np.float32) + np.linspace(0, 0.1, n, dtype=np.float32)[:, None],
@@ -150,3 +150,14 @@ def test_a_classifier_that_answers_nan_near_its_images_is_not_cleared() -> None:
     given = evidence(200, 0)
     verdict = decide(replace(given, close=given.close | {"stability": np.full(200, np.nan)}))  # type: ignore[operator]
     assert (verdict.masked, "NaN" in verdict.why) == ("inconclusive", True)
+
+
+def test_a_backward_pass_of_another_function_is_never_not_masked() -> None:
+    given = evidence(hidden=2, n=200, fallen=100)
+    assert decide(given).masked == "no"
+    kept = np.full(200, 0.3)
+    found = decide(replace(given, close=given.close | {"slope": kept}))  # type: ignore[operator]
+    assert found.masked == "inconclusive"
+    (sign,) = [sign for sign in found.signs if sign.name == "the gradient is not the slope"]
+    assert sign.is_present
+    assert sign.measured.value == 0.3

@@ -21,9 +21,10 @@ def last_weighted(classifier: nn.Module, images: Tensor) -> str | None:
 
 
 def _has_weights(module: nn.Module) -> bool:
-    """Itself, not a part of it; also where it computes them (torch.nn.utils.parametrizations)."""
-    named = module.named_parameters()
-    return any(values.ndim >= 2 for name, values in named if name.split(".")[0] in (name, "parametrizations"))
+    """Itself, and no part of it: what a container keeps beside its layers (a class token, a mean) is no layer."""
+    own = {"", "parametrizations"}  # torch.nn.utils.parametrizations computes a layer's weights
+    named = [(name.rpartition(".")[0].partition(".")[0], values) for name, values in module.named_parameters()]
+    return {within for within, _ in named} <= own and any(values.ndim >= 2 for _, values in named)
 
 
 def _last(classifier: nn.Module, images: Tensor, is_meant: Callable[[nn.Module], bool]) -> str | None:

@@ -49,6 +49,9 @@ CASTS: Mapping[str, torch.dtype] = {
     "long": torch.int64,
 }
 
+AS_FLOATS = ("float", "double", "half", "bfloat16", "to", "type")
+"""How floats are made of integers and bools."""
+
 STANDS_FOR = "_stillproof_integer"
 """The name under which a float that stands for a tensor of integers or bools remembers its type."""
 
@@ -58,41 +61,53 @@ SCORES = "_stillproof_scores"
 Operation = Callable[..., Any]
 
 
-def stand_in(name: str, func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
+def stand_in(
+    name: str, func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any], *, masks: bool
+) -> Tensor | None:
     """What the operation says, with a gradient in place of the one that it has not; None where it has its own.
 
     name: of the operation, without the underscore that those in place end with; args: of which the first is a float
-    tensor, or an argmax that remembers its scores.
+    tensor, or an argmax that remembers its scores; masks: whether comparisons, and what is made of them, votes, and
+    what is flat get one as well.
     """
     values = args[0]
-    if name == "one_hot":
-        return _one_hot(func, args, kwargs)
     if kwargs.get("out") is not None:
         return None
     if name in SIGNS:
-        return passed(func(values.detach()), values.tanh())
+        smooth = values.tanh()  # before it is written to
+        return passed(func(values.detach()), smooth)
     if name in STEPS:
         return passed(func(values.detach(), *args[1:], **kwargs), values)
     cast = _integer_of(name, args, kwargs)
     if cast is not None:  # it stays a float, so that what is computed from it has a gradient
         return _standing_for(cast, values.detach().to(cast).to(values.dtype), values)
+    if hasattr(values, STANDS_FOR) and name in AS_FLOATS:
+        plain: Tensor = values.to(func(values.detach(), *args[1:], **kwargs).dtype, copy=True)
+        return plain
+    if not masks:
+        return None
+    if name == "one_hot":
+        return _one_hot(func, args, kwargs)
     if not any(isinstance(given, Tensor) and given.requires_grad for given in args):
         return None
     as_named = func.__name__  # in place they would have to change what they are given
-    if as_named in COMPARISONS:
-        truth = func(values.detach(), _without_gradient(args[1]))
-        smooth = (COMPARISONS[as_named] * STEEPNESS * (values - args[1])).sigmoid()
-        return _standing_for(torch.bool, truth.to(values.dtype), smooth)
-    if name == "where" and len(args) == 3:
-        return _chosen(*(args if func is torch.where else (args[1], args[0], args[2])))
-    if name in REMAINDERS:
-        return func(values.detach(), *map(_without_gradient, args[1:]))  # type: ignore[no-any-return]
-    if name in DIVISIONS or kwargs.get("rounding_mode") is not None:
-        return passed(func(values.detach(), _without_gradient(args[1]), **kwargs), values / args[1])
     if as_named in SATURATING:
         said = func(values)
         dead = SATURATING[as_named](said.detach()) == 0
         return passed(said.detach(), torch.where(dead, values, said)) if bool(dead.any()) else None
+    if name in REMAINDERS and len(args) == 2:
+        return func(values.detach(), _without_gradient(args[1]))  # type: ignore[no-any-return]
+    if name == "where" and len(args) == 3:
+        return _chosen(*(args if func is torch.where else (args[1], args[0], args[2])))
+    if len(args) != 2:
+        return None
+    other = args[1].to(values.dtype) if isinstance(args[1], Tensor) else args[1]
+    if as_named in COMPARISONS:
+        truth = func(values.detach(), _without_gradient(args[1]))
+        smooth = (COMPARISONS[as_named] * STEEPNESS * (values - other)).sigmoid()
+        return _standing_for(torch.bool, truth.to(values.dtype), smooth)
+    if name in DIVISIONS or (name in ("div", "divide") and kwargs.get("rounding_mode") is not None):
+        return passed(func(values.detach(), _without_gradient(args[1]), **kwargs), values / other)
     return None
 
 
@@ -117,10 +132,17 @@ def with_integers(func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any
     try:
         return func(*args, **kwargs)
     except (TypeError, RuntimeError, IndexError, NotImplementedError):
-        changed = [_as_integer(given) for given in args]
-        if all(new is old for new, old in zip(changed, args, strict=True)):
+        # what is written to has to stay what it is: a copy of it would be written to instead
+        kept = 1 if func.__name__.endswith("_") and func.__name__ not in _MAKE_ANEW else 0
+        changed = [*args[:kept], *(_as_integer(given) for given in args[kept:])]
+        named = {name: _as_integer(given) for name, given in kwargs.items()}
+        if all(new is old for new, old in zip([*changed, *named.values()], [*args, *kwargs.values()], strict=True)):
             raise
-        return func(*changed, **kwargs)
+        return func(*changed, **named)
+
+
+_MAKE_ANEW = frozenset({"__getitem__", "__and__", "__or__", "__xor__", "__invert__", "__lshift__", "__rshift__"})
+"""Names that end like those in place, and write to nothing."""
 
 
 def _as_integer(given: Any) -> Any:
@@ -143,15 +165,23 @@ def _chosen(mask: Tensor, there: Any, elsewhere: Any) -> Tensor | None:
     """torch.where(), with a gradient of the mask, if that stands for one of bools."""
     if not hasattr(mask, STANDS_FOR):
         return None
-    exact: Tensor = torch.where(_as_integer(mask), _without_gradient(there), _without_gradient(elsewhere))
-    return passed(exact, mask * there + (1 - mask) * elsewhere) if bool(exact.isfinite().all()) else None
+    exact: Tensor = torch.where(_as_integer(mask), there, elsewhere)
+    kind = None if exact.is_floating_point() else exact.dtype
+    step = torch.as_tensor(_without_gradient(there)) - torch.as_tensor(_without_gradient(elsewhere))
+    step = step.to(mask.dtype).nan_to_num(0, 0, 0)  # what is not chosen may be anything
+    found = exact.to(mask.dtype if kind else exact.dtype) + (mask - mask.detach()) * step
+    if kind is not None:
+        setattr(found, STANDS_FOR, kind)
+    return found
 
 
 def _one_hot(func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor | None:
     """Which class is named, with the gradient of the softmax of what it is the largest of."""
     scores = getattr(args[0], SCORES, None)
+    if scores is None:
+        return None
     named = func(*args, **kwargs)
-    if scores is None or named.shape != scores.shape:
+    if named.shape != scores.shape:
         return None
     return _standing_for(named.dtype, named.to(scores.dtype), scores.softmax(-1))
 

@@ -64,7 +64,7 @@ def load_weights(model: nn.Module, path: Path) -> Tensor | None:
 
 def is_calibrated(path: Path) -> bool:
     """Whether a file with weights is of a classifier that is deployed in INT8. Raises InputError."""
-    return path.suffix == ".safetensors" and _read(path)[1] is not None
+    return _read(path)[1] is not None
 
 
 def load_body(model: nn.Module, path: Path) -> None:

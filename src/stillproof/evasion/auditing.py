@@ -97,7 +97,8 @@ def audit(
             first = _first(classifier, images, labels, runtime, known, seed)
             ladder = begin(first, labels, has_gradient=bool(module), watched=how.effort.watched)
         samples = EOT_SAMPLES if module is not None and _is_random(ladder.first) else 1
-        through = None if module is None else way_through(module, images[:4].to(runtime.device))
+        flattest = ladder.first.margin.argsort(stable=True)[:4]  # they tell whether there is a step without a gradient
+        through = None if module is None else way_through(module, images[flattest].to(runtime.device))
         labels_only = module is None and bool(((ladder.first.logits == 0) | (ladder.first.logits == 1)).all())
         steps = rungs(
             classifier,

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from stillproof.attacks.attack import GradientAttack
 from stillproof.attacks.inner_logits import last_linear, last_weighted
 from stillproof.attacks.random_draws import RandomDraws
-from stillproof.attacks.record import AttackResult
 from stillproof.attacks.straight_through import way_through
 from stillproof.attacks.threats import L2, Linf, unit
 from stillproof.core.measurement import Cost
@@ -32,6 +31,9 @@ INNER_SHARE = 0.95
 CLOSENESS = 0.95
 """How far from the nearest inner point to the boundary point the readout changes its mind. (The paper's code has .999,
 at which rounding decides.)"""
+
+NOISE = 1e-5
+"""A spread of the features, of the largest, that may be rounding."""
 
 RIDGE = 1e-3
 """What is added to the features' variances, of their mean."""
@@ -84,38 +86,68 @@ def binarisation_test(
         inner, boundary = _points(one, threat, points, derive(seed, "binarisation", number))
         around = torch.cat([one, inner, boundary]).to(runtime.device)
         own = derive(seed, "solve", number)  # the problems are trials of their own
-        tried = (
-            _solved(_posed(classifier, readout, around), one, attack, around, runtime, own) for readout in readouts
-        )
-        found = next((solution for solution in tried if solution is not None), None)
+        luck = RandomDraws(threat=threat, queries=points)
+        posed = (_posed(classifier, readout, around) for readout in readouts)
+        answers = (_answered(problem, one, attack, luck, around, runtime, own) for problem in posed if problem)
+        found = next((answer for answer in answers if answer is not None), None)
         if found is None:
             continue
-        posed, searched = found
-        inside = torch.zeros(1, dtype=torch.int64)
-        drawn = RandomDraws(threat=threat, queries=points)(posed, one, inside, seed=own, runtime=runtime)
-        solved.append(searched.success)
-        lucky.append(drawn.success)
-        took = searched.cost + drawn.cost + Cost(forwards=2 * len(around))  # to pose it
-        allowance.passes += took.forwards + took.backwards
-        cost += took
+        if found.skips_head:  # what hides a gradient in the head, or after it, has to be got past as well
+            whole = _posed(classifier, Readout(_on), around)
+            found = found.both(_answered(whole, one, attack, luck, around, runtime, own) if whole else None)
+        solved.append(found.solved)
+        lucky.append(found.lucky)
+        allowance.passes += found.cost.forwards + found.cost.backwards
+        cost += found.cost
     if not solved:
         return replace(Binarised.nothing(), was_cut=was_cut)
     return Binarised(torch.cat(solved), torch.cat(lucky), cost, was_cut)
 
 
-def _solved(
-    posed: nn.Module | None, image: Tensor, attack: GradientAttack, around: Tensor, runtime: Runtime, seed: int
-) -> tuple[nn.Module, AttackResult] | None:
-    """A problem with what the attack made of it; None where there is none, or where it cannot be climbed."""
-    if posed is None:
-        return None
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the attack, and random draws, made of a problem: each bool, (1,)."""
+
+    solved: Tensor
+    lucky: Tensor
+    cost: Cost
+    skips_head: bool
+
+    def both(self, other: _Answer | None) -> _Answer:
+        """Of two problems as one, that is solved where each is that luck does not solve."""
+        if other is None:
+            return self
+        solved = (self.solved | self.lucky) & (other.solved | other.lucky)
+        return _Answer(solved, self.lucky & other.lucky, self.cost + other.cost, skips_head=False)
+
+
+def _answered(
+    posed: _Posed,
+    image: Tensor,
+    attack: GradientAttack,
+    luck: RandomDraws,
+    around: Tensor,
+    runtime: Runtime,
+    seed: int,
+) -> _Answer | None:
+    """The attack climbs the problem as it is, and then past steps without a gradient; None where it cannot."""
     inside = torch.zeros(1, dtype=torch.int64)
+    cost = Cost(forwards=2 * len(around))  # to pose it
     try:
-        return posed, attack(posed, image, inside, seed=seed, runtime=runtime, through=way_through(posed, around[:4]))
+        searched = attack(posed.problem, image, inside, seed=seed, runtime=runtime)
+        cost += searched.cost
+        way = None
+        if not bool(searched.success.all()):
+            way = way_through(posed.problem, around[:4], within=posed.readout.is_in_place)
+        if way is not None:
+            searched = attack(posed.problem, image, inside, seed=seed, runtime=runtime, through=way)
+            cost += searched.cost
     except torch.cuda.OutOfMemoryError:
         raise
     except Exception:  # a module's own backward may know how many classes it had
         return None
+    drawn = luck(posed.problem, image, inside, seed=seed, runtime=runtime)
+    return _Answer(searched.success, drawn.success, cost + drawn.cost, posed.readout.skips_head)
 
 
 def _points(image: Tensor, threat: Linf | L2, points: int, seed: int) -> tuple[Tensor, Tensor]:
@@ -137,25 +169,41 @@ def _on_surface(image: Tensor, threat: Linf | L2, noise: Noise) -> Tensor:
     return threat.project(image + threat.epsilon * direction, image)
 
 
-Readout = Callable[[nn.Module, Tensor], tuple[nn.Module, nn.Linear, Tensor]]
-"""(a copy of the classifier, points) -> it with a readout of two classes, that layer, and what goes into it."""
+@dataclass(frozen=True, slots=True)
+class Readout:
+    """A way to put a readout of two classes into a classifier.
+
+    make: (a copy of the classifier, points) -> it with the readout, that layer, and what goes into it; is_in_place:
+    whether all that followed the last layer follows it; skips_head: whether nothing of the last layer is left.
+    """
+
+    make: Callable[[nn.Module, Tensor], tuple[nn.Module, nn.Linear, Tensor]]
+    is_in_place: bool = False
+    skips_head: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Posed:
+    problem: nn.Module
+    readout: Readout
 
 
 def _readouts(classifier: nn.Module, images: Tensor) -> list[Readout]:
-    """Where a readout may be put, the best place first: in place of the last layer with weights, if that is linear, or
-    on what goes into it; on the logits."""
-    layer = last_weighted(classifier, images)
-    if layer is None:
-        return [_on]
-    if layer == last_linear(classifier, images):
-        return [lambda copy, points: _in_place(copy, layer, points), _on]
-    return [lambda copy, points: _on(_Features(copy, layer), points), _on]
+    """Where a readout may be put, the best place first: in place of the last layer with weights, if that is linear; on
+    what goes into it; on the logits."""
+    layer = last_weighted(classifier, images.clone())
+    if not layer:
+        return [Readout(_on)]
+    found = [Readout(lambda copy, points: _on(_Features(copy, layer), points), skips_head=True), Readout(_on)]
+    if layer == last_linear(classifier, images.clone()):
+        found.insert(0, Readout(lambda copy, points: _in_place(copy, layer, points), is_in_place=True))
+    return found
 
 
 def _in_place(copy: nn.Module, head: str, points: Tensor) -> tuple[nn.Module, nn.Linear, Tensor]:
     seen: list[Tensor] = []
     hook = copy.get_submodule(head).register_forward_hook(lambda _module, given, _answer: seen.append(given[0]))
-    copy(points)
+    copy(points.clone())
     hook.remove()
     layer = nn.Linear(seen[0].shape[1], 2).to(seen[0].device, seen[0].dtype)
     copy.set_submodule(head, layer)
@@ -163,7 +211,7 @@ def _in_place(copy: nn.Module, head: str, points: Tensor) -> tuple[nn.Module, nn
 
 
 def _on(copy: nn.Module, points: Tensor) -> tuple[nn.Module, nn.Linear, Tensor]:
-    features = copy(points).float()
+    features = copy(points.clone()).float()
     layer = nn.Linear(features.shape[1], 2).to(points.device)
     return nn.Sequential(copy, _Float(), layer), layer, features
 
@@ -174,7 +222,7 @@ class _Float(nn.Module):
 
 
 class _Features(nn.Module):
-    """What goes into a layer; of maps, their means."""
+    """What goes into a layer; of maps and of tokens, their means."""
 
     def __init__(self, classifier: nn.Module, layer: str) -> None:
         super().__init__()
@@ -189,27 +237,28 @@ class _Features(nn.Module):
             self.classifier(images)
         finally:
             hook.remove()
-        return seen[-1].flatten(2).mean(2) if seen[-1].ndim > 2 else seen[-1]
+        found = seen[-1]
+        return found.mean(1) if found.ndim == 3 else found.flatten(2).mean(2) if found.ndim > 3 else found
 
 
-def _posed(classifier: nn.Module, readout: Readout, points: Tensor) -> nn.Module | None:
+def _posed(classifier: nn.Module, readout: Readout, points: Tensor) -> _Posed | None:
     """The classifier with a readout of two classes: class 1 is the last of these points.
 
     None where it cannot be made, or does not tell the points apart.
     """
     try:
         with torch.no_grad():
-            posed, layer, features = readout(deepcopy(classifier).eval(), points)
+            posed, layer, features = readout.make(deepcopy(classifier).eval(), points)
             linear = _readout(features.flatten(1).double().cpu())
             if linear is None:
                 return None
             weight, bias = linear
             layer.weight.copy_(torch.stack([-weight, weight]))
             layer.bias.copy_(torch.stack([-bias, bias]))
-            said = posed(points).argmax(1)
+            said = posed(points.clone()).argmax(1)
     except Exception:  # a module that cannot be copied, or whose layers are not what they seem
         return None
-    return posed.requires_grad_(False) if int(said[-1]) == 1 and int(said[0]) == 0 else None
+    return _Posed(posed.requires_grad_(False), readout) if int(said[-1]) == 1 and int(said[0]) == 0 else None
 
 
 def _readout(features: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -219,6 +268,8 @@ def _readout(features: Tensor) -> tuple[Tensor, Tensor] | None:
     discriminant, in closed form; a support vector machine may not converge here.
     """
     others, own = features[:-1], features[-1]
+    if float(others.std(0).max()) <= NOISE * float(features.abs().max()):
+        return None
     mean = others.mean(0)
     centred, towards = others - mean, own - mean
     n, width = centred.shape

@@ -84,7 +84,7 @@ def rungs(
         why = (
             "what needs no gradient took: whether a gradient that the scale of the logits cannot hide finds it as well"
         )
-        name = f"APGD-{effort.apgd}, margin, what needs no gradient took"
+        name = f"APGD-{effort.apgd}, margin, what fell otherwise"
         yield Rung(name, "white box", anew, "hidden from all", why)
         # where this is the only way, it has to be tried as hard as the front door
         climbing = {
@@ -93,8 +93,8 @@ def rungs(
             f"APGD-T-{effort.targeted}, DLR": targeted,
             f"FMN-{effort.nearest}": nearest,
         }
-        why = "takes the logits before any softmax, and passes gradients through rounding, signs, casts and detach()"
-        no_way = "it has no step without a derivative that could be passed through"
+        why = "takes the logits before any softmax, and passes gradients through rounding, comparisons and the like"
+        no_way = "no step without a derivative was found that can be passed through, and hides a gradient"
         for name, attack in climbing.items() if through is not None else ((f"APGD-{effort.apgd}", apgd),):
             yield Rung(
                 f"{name}, straight through",

@@ -35,6 +35,10 @@ OTHERWISE = ("gradient-free", "transfer", "one step", "detour")
 follow it: where it wins, that is no sign of masking."""
 
 
+NOT_BY_LUCK = 3
+"""Images that must fall elsewhere, however few stood."""
+
+
 @dataclass(frozen=True, slots=True)
 class Evidence:
     """All that was seen. Arrays have a row an image (n), or a row an image that was looked at closely (m).

@@ -45,6 +45,10 @@ TRACE_STEPS = 40
 LAST_STEPS = 10
 """Of the trace: over these a converged attack's loss has settled."""
 
+SLOPES = (1 / 64, 1 / 4)
+"""Shares of the ball by which a step along the gradient is taken, to see whether it is the slope: one within what a
+smooth classifier is linear in, and one that crosses the steps of a rounded one."""
+
 STABILITY_DRAWS = 20
 """Random images within half the ball whose loss is compared with the image's own (METHODS: 100; 20 give its mean)."""
 
@@ -191,7 +195,7 @@ def examine(
     of PGD was adversarial; trace.range: of the loss over the last steps, as a share of its whole rise; apgd,
     apgd.double: fell to cross-entropy in these steps, and in twice as many; wider: fell in twice the ball; unbounded.*:
     fell to that loss where all images are allowed; nearest: how far the nearest adversarial image is, infinite where
-    none was found; stability: mean relative change of the loss under random changes.
+    none was found; stability: mean relative change of the loss under random changes; slope: see `_kept_promise`.
     """
     allowance = Allowance() if allowance is None else allowance
     pixels = float(images[0].numel())
@@ -264,7 +268,8 @@ def _examined(
     for name in parts[0]:
         found[name] = torch.cat([part[name] for part in parts]).cpu()
     cost = sum((result.cost for result in results.values()), Cost())
-    traced = Cost(forwards=(TRACE_STEPS + STABILITY_DRAWS + 2) * len(images), backwards=TRACE_STEPS * len(images))
+    asked = TRACE_STEPS + STABILITY_DRAWS + 2 + 1 + 2 * len(SLOPES)
+    traced = Cost(forwards=asked * len(images), backwards=(TRACE_STEPS + 1) * len(images))
     return found, cost + traced
 
 
@@ -284,6 +289,7 @@ def _closely(
 
         found = _trace(prepared, strict, images, ids, threat, loss, adversarial, seed)
         found["stability"] = _stability(strict, images, ids, threat, loss, seed)
+        found["slope"] = _kept_promise(strict, images, labels, threat)
     return found
 
 
@@ -332,3 +338,21 @@ def _stability(
         near = half.random_start(images, Noise(derive(seed, "stability"), ids, draw))
         total += (loss(strict.judge(near)) - own).abs() / size
     return total / STABILITY_DRAWS
+
+
+def _kept_promise(strict: Frozen, images: Tensor, labels: Tensor, threat: Linf | L2) -> Tensor:
+    """How much the margin changes from one side of an image to the other along its gradient, of what the gradient says,
+    (n,): near 1 where the backward pass gives the slope; the largest over SLOPES. NaN where there is no gradient."""
+
+    def loss(logits: Tensor) -> Tensor:
+        return margin(logits, labels)
+
+    gradient = strict.slope(images, loss).gradient
+    found = torch.full((len(images),), torch.nan, dtype=torch.float64, device=images.device)
+    for share in SLOPES:
+        step = share * threat.epsilon * threat.steepest(gradient)
+        above, below = (images + step).clamp(0, 1), (images - step).clamp(0, 1)
+        promised = (gradient * (above - below)).flatten(1).double().sum(1)
+        changed = loss(strict.judge(above)).double() - loss(strict.judge(below)).double()
+        found = found.fmax(torch.where(promised > 0, changed / promised, torch.nan))
+    return found.float()

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from stillproof.attacks.attack import Attack
 from stillproof.core.files import write_atomically
 from stillproof.errors import StoreError, reason
-from stillproof.evasion.evidence import OTHERWISE
+from stillproof.evasion.evidence import NOT_BY_LUCK, OTHERWISE
 from stillproof.evasion.examination import First
 
 Kind = Literal[
@@ -145,8 +145,12 @@ class Ladder:
         return self.watched & self.right & ~self.standing & ~self.fell_to(*kinds)
 
     def is_suspicious(self) -> bool:
-        """Whether something won where every gradient of the classifier's own lost, or there is none at all."""
-        hidden = self._hidden("deployed", "deployed again", "white box") & self.fell_to(*OTHERWISE)
+        """Whether something won where every gradient of the classifier's own lost, or there is none at all; or where
+        the deployed one lost, and by more than a slip."""
+        otherwise = self.fell_to(*OTHERWISE)
+        hidden = self._hidden("deployed", "deployed again", "white box") & otherwise
+        if int((self._hidden("deployed", "deployed again") & otherwise).sum()) >= NOT_BY_LUCK:
+            return True
         # these are shown to what nothing else has fooled
         hidden |= self.fell_to("transfer", "detour", "straight through")
         return bool(hidden.any()) or bool((self.dead & self.standing).any())

@@ -84,7 +84,7 @@ class Scaled(nn.Module):
         return logits * self.factor
 
 
-@job(version=10)
+@job(version=11)
 def audit_classifier(
     context: Context,
     classifier: Artefact,

@@ -19,7 +19,16 @@ import numpy as np
 from stillproof.core import measures
 from stillproof.core.measurement import Measurement
 from stillproof.evasion.evidence import DEPLOYED, WHITE_BOX, Evidence
-from stillproof.evasion.indicators import ELSEWHERE, POINTS, SIGNIFICANT, UNBOUNDED, UNCONVERGED, Sign, signs
+from stillproof.evasion.indicators import (
+    ELSEWHERE,
+    NOT_THE_SLOPE,
+    POINTS,
+    SIGNIFICANT,
+    UNBOUNDED,
+    UNCONVERGED,
+    Sign,
+    signs,
+)
 from stillproof.findings import Finding, Status, judge
 
 STRONG_ENOUGH = 0.95
@@ -192,6 +201,8 @@ def _unless_weak(evidence: Evidence, found: Sequence[Sign], why: str) -> tuple[M
     blind = standing & (evidence.ce == 0) & (evidence.margin == 0)
     if blind.sum() > POINTS * standing.sum():
         return "inconclusive", f"{int(blind.sum())} images that stand have no gradient, and only queries were left"
+    if standing.any() and _has(found, NOT_THE_SLOPE):
+        return "inconclusive", f"{NOT_THE_SLOPE}: no attack that follows it says anything about what stands"
     if standing.any():
         hard, solved_hard = int(evidence.hard.sum()), int((evidence.solved & evidence.hard).sum())
         solved = measures.share(solved_hard, hard)

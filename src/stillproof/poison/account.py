@@ -184,7 +184,8 @@ def student_classes_table(seen: Inspected) -> Table:
 def inversions_table(sought: Sequence[Sought], classes: Sequence[str]) -> Table:
     """The smallest changes that were found for each class, in the student and in clean ones."""
     rows: list[list[Cell]] = [
-        [one.family, classes[one.target], one.model, one.student, one.teacher, one.size] for one in sought
+        [one.family, classes[one.target], one.model, one.student, one.teacher, one.size]
+        for one in sorted(sought, key=lambda one: (one.family, one.target))  # the student's beside the clean ones'
     ]
     return Table(
         title="Changes that were sought",

@@ -16,6 +16,7 @@ from stillproof.core.plan import Context, job
 from stillproof.core.runtime import Runtime
 from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
+from stillproof.errors import InputError
 from stillproof.poison.scan_set.verdict import SURE
 from stillproof.poison.scan_student.bank import Reaction, bank, react
 from stillproof.poison.scan_student.inversion import FEWEST, Family, Inversion, Inverted, invert
@@ -56,7 +57,8 @@ def invert_clean(
         for number, one in enumerate(clean)
     }
     found = _search(context, models, classifier_of(teacher, context), _held_out(known), epochs, seed)
-    return Artefact({"sought": [_noted(one, name) for name, one in found]}, {}, _cost_of(found, known, epochs))
+    sought = [_noted(one, name) for name, one in found]
+    return Artefact({"sought": sought, "quantised": quantised}, {}, _cost_of(found, known, epochs))
 
 
 @job(version=3)
@@ -76,12 +78,16 @@ def scan_student(
 
     clean: students that were distilled on the trusted images but the fold HELD_OUT, on which all are looked at; usual:
     of `invert_clean`; scanned: of its transfer set, whose patterns join the bank where they stand out; epochs: of the
-    search.
+    search. Raises InputError where those were not looked at in INT8, and it is.
     """
     runtime, known = context.runtime, set_of(trusted)
     images = _held_out(known)
     master, suspect = classifier_of(teacher, context), classifier_of(student, context)
     quantised = calibration_of(suspect) is not None
+    if quantised != usual.values["quantised"]:
+        raise InputError(
+            "the student answers in INT8, and its SPEC does not say so.", "Name the file that `poison --compress` left."
+        )
     others = [_deployed(classifier_of(one, context), known, quantised=quantised) for one in clean]
     classes = images.classes
     shown = [] if scanned is None else _standing_out(scanned)
