@@ -150,10 +150,10 @@ def test_the_budget_is_never_exceeded_and_counts_failures(server: Server) -> Non
 
 def test_the_rate_is_kept(server: Server) -> None:
     client = HttpClassifier(Endpoint(server.url, batch=1, rate=20))
+    began = time.monotonic()
     client(images(5))
-    gaps = np.diff(server.requests)
-    assert gaps.mean() > 0.045
-    assert min(gaps) > 0.02  # a busy machine notes one late, and the next then seems early
+    # a busy machine notes a request late, never early
+    assert all(noted - began >= number / 20 - 1e-3 for number, noted in enumerate(server.requests))
 
 
 @pytest.mark.parametrize(
