@@ -5,7 +5,8 @@ are those of benchmarks/truths.py, seed 0 (STILLPROOF_SEED), and stages of the s
 a checkout of the original AutoAttack; without it its column is left out. Neither has a twin to transfer from. With one
 thread times are seconds of CPU.
 
-STILLPROOF_AUDIT_IMAGES: test images, 1000. STILLPROOF_SEEDS: of AutoAttack, whose union counts, 2.
+STILLPROOF_AUDIT_IMAGES: test images, 1000. STILLPROOF_SEEDS: of AutoAttack, whose union counts, 2. STILLPROOF_SHARE: of
+8/255, 1.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ from stillproof.core.stages import classifier_of
 from stillproof.evasion.auditing import Thoroughness, audit
 from truths import IMAGES, setting, trained
 
-EPSILON = 8 / 255
+SHARE = float(os.environ.get("STILLPROOF_SHARE", "1"))
+EPSILON = SHARE * 8 / 255
 SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "2"))
 CLASSIFIERS = ("plain", "distilled, T = 50", "PGD-trained", "RSLAD")
 TRAINING = int(os.environ.get("STILLPROOF_SEED", "0"))
@@ -122,7 +124,8 @@ def compared(name: str, model: nn.Module, images: Tensor, labels: Tensor, runtim
             }
         )
         print(f"  {name}: {row['AutoAttack'][-1]}", flush=True)
-    record("audit", **{f"strength: {name}": row})
+    at = "" if SHARE == 1 else f", {SHARE:g} of the radius"
+    record("audit", **{f"strength: {name}{at}": row})
 
 
 def main() -> None:

@@ -45,6 +45,7 @@ from stillproof.evasion.evidence import Evidence
 from stillproof.evasion.hardening.adversarial_training import AdversarialTraining
 from stillproof.evasion.hardening.defensive_distillation import DefensiveDistillation
 from stillproof.evasion.hardening.rslad import RSLAD
+from stillproof.evasion.indicators import NOT_THE_SLOPE
 from stillproof.evasion.stages import artefact_of, audit_classifier, evidence_of
 from stillproof.evasion.verdict import decide
 
@@ -259,6 +260,9 @@ def row_of(evidence: Evidence) -> dict[str, Any]:
         "worst case": [verdict.robust.value, verdict.robust.low, verdict.robust.high],
         "signs": [f"{sign.number} {sign.name}" for sign in verdict.signs if sign.is_present],
         "zero gradient": float((evidence.ce == 0).mean()),
+        "slope, of what gradients promise": next(
+            (sign.measured.value for sign in verdict.signs if sign.name == NOT_THE_SLOPE), None
+        ),
         "logits, L1, median": float(np.median(np.abs(logits).sum(1))),
         "passes": sum(cost for cost, _ in costs),
         "seconds": round(sum(seconds for _, seconds in costs), 1),

@@ -67,6 +67,10 @@ BEFORE = {
     "an integer tensor that is written to": written_to,
     "a view of a mask": masked_by_a_view,
     "either, of integers": lambda images: torch.where(images > 0.5, 1, 0).float(),
+    "an index that goes to a device": lambda images: (
+        (7 * images).round() / 7 * torch.ones(8)[(7 * images).long().to(images.device)]
+    ),
+    "an integer made a float by another": lambda images: (7 * images).int().to(images) / 7,
     "a keyword": lambda images: (7 * images).round() / 7 * torch.gt(images, other=0.1),
     "whole division in place": lambda images: images.clone().floor_divide_(0.25) / 4,
     "either, as a method": lambda images: torch.ones_like(images).where(images > 0.5, torch.zeros_like(images)),

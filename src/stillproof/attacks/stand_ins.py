@@ -8,13 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-STEPS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "round": torch.round,
-    "floor": torch.floor,
-    "ceil": torch.ceil,
-    "trunc": torch.trunc,
-    "fix": torch.trunc,
-}
+STEPS = ("round", "floor", "ceil", "trunc", "fix")
 """Operations that a small change does not see, and that stay near the identity: their gradient is taken to be 1."""
 
 SIGNS = ("sign", "sgn")
@@ -49,8 +43,11 @@ CASTS: Mapping[str, torch.dtype] = {
     "long": torch.int64,
 }
 
-AS_FLOATS = ("float", "double", "half", "bfloat16", "to", "type")
-"""How floats are made of integers and bools."""
+AS_FLOATS = ("float", "double", "half", "bfloat16")
+"""How floats are made of integers and bools, besides to() and type()."""
+
+MAKE_ANEW = frozenset({"__getitem__", "__and__", "__or__", "__xor__", "__invert__", "__lshift__", "__rshift__"})
+"""Names that end like those in place, and write to nothing."""
 
 STANDS_FOR = "_stillproof_integer"
 """The name under which a float that stands for a tensor of integers or bools remembers its type."""
@@ -81,7 +78,7 @@ def stand_in(
     cast = _integer_of(name, args, kwargs)
     if cast is not None:  # it stays a float, so that what is computed from it has a gradient
         return _standing_for(cast, values.detach().to(cast).to(values.dtype), values)
-    if hasattr(values, STANDS_FOR) and name in AS_FLOATS:
+    if hasattr(values, STANDS_FOR) and _makes_floats(name, args, kwargs):
         plain: Tensor = values.to(func(values.detach(), *args[1:], **kwargs).dtype, copy=True)
         return plain
     if not masks:
@@ -133,16 +130,12 @@ def with_integers(func: Operation, args: Sequence[Any], kwargs: Mapping[str, Any
         return func(*args, **kwargs)
     except (TypeError, RuntimeError, IndexError, NotImplementedError):
         # what is written to has to stay what it is: a copy of it would be written to instead
-        kept = 1 if func.__name__.endswith("_") and func.__name__ not in _MAKE_ANEW else 0
+        kept = 1 if func.__name__.endswith("_") and func.__name__ not in MAKE_ANEW else 0
         changed = [*args[:kept], *(_as_integer(given) for given in args[kept:])]
         named = {name: _as_integer(given) for name, given in kwargs.items()}
         if all(new is old for new, old in zip([*changed, *named.values()], [*args, *kwargs.values()], strict=True)):
             raise
         return func(*changed, **named)
-
-
-_MAKE_ANEW = frozenset({"__getitem__", "__and__", "__or__", "__xor__", "__invert__", "__lshift__", "__rshift__"})
-"""Names that end like those in place, and write to nothing."""
 
 
 def _as_integer(given: Any) -> Any:
@@ -200,7 +193,17 @@ def _integer_of(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> to
     """The integer type that an operation casts to, if it does."""
     if name in CASTS:
         return CASTS[name]
-    if name != "to":
-        return None
-    named = [given for given in (*args[1:], *kwargs.values()) if isinstance(given, torch.dtype)]
-    return next((kind for kind in named if not kind.is_floating_point and kind != torch.bool), None)
+    kinds = _kinds(name, args, kwargs)
+    return next((kind for kind in kinds if not kind.is_floating_point and kind != torch.bool), None)
+
+
+def _makes_floats(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+    return name in AS_FLOATS or any(kind.is_floating_point for kind in _kinds(name, args, kwargs))
+
+
+def _kinds(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[torch.dtype]:
+    """The types that a conversion names, or takes from another tensor."""
+    if name not in ("to", "type"):
+        return []
+    given = [*args[1:], *kwargs.values()]
+    return [one.dtype if isinstance(one, Tensor) else one for one in given if isinstance(one, torch.dtype | Tensor)]

@@ -81,9 +81,7 @@ def rungs(
         name = f"APGD-{effort.apgd}, cross-entropy, two more starts"
         yield Rung(name, "deployed again", anew, "hidden", why, skip=_starts_are_no_help)
         anew = replace(anew, loss="margin")
-        why = (
-            "what needs no gradient took: whether a gradient that the scale of the logits cannot hide finds it as well"
-        )
+        why = "whether a gradient that the scale of the logits cannot hide finds what fell otherwise"
         name = f"APGD-{effort.apgd}, margin, what fell otherwise"
         yield Rung(name, "white box", anew, "hidden from all", why)
         # where this is the only way, it has to be tried as hard as the front door

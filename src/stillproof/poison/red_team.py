@@ -61,10 +61,10 @@ class RedTeam:
         outputs = {"data": self.data.stage, "teacher": self._teacher, **self._crafted}
         outputs |= {f"{name}/model": student for name, student in students.items()}
         measured = {"teacher/backdoor": self._teacher, **students}
-        if self.looking is not None:
+        if self.looking is not None and self.student is not None:
             defended = Defended(self.data, self._teacher, self._crafted[f"{POISON}/crafted"], self.looking)
             outputs["scan"] = defended.scanned
-            measured |= self._defended(defended, students)
+            measured |= self._defended(defended, self.student, students)
         return outputs | {name: self._measured(name, classifier) for name, classifier in measured.items()}
 
     @cached_property
@@ -148,14 +148,13 @@ class RedTeam:
             found[f"{name}/{mode}/{seed}"] = made
         return found
 
-    def _defended(self, defended: Defended, students: Mapping[str, Stage]) -> dict[str, Stage]:
+    def _defended(self, defended: Defended, model: Model, students: Mapping[str, Stage]) -> dict[str, Stage]:
         """A student a seed under each defence and of each baseline."""
-        assert self.student is not None  # noqa: S101  # nothing that is compressed is defended
         found: dict[str, Stage] = {}
         for seed in self.students:
             resisting = defended.students(
                 students[f"{POISON}/{LEARNT}/{seed}"],
-                model=self.student,
+                model=model,
                 objective=self.objective,
                 epochs=self.epochs,
                 seed=derive(seed, "student"),
