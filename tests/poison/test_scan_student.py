@@ -12,8 +12,9 @@ from stillproof.core.images import ImageSet, as_float
 from stillproof.core.runtime import Runtime
 from stillproof.core.sources import DataSource
 from stillproof.core.training import Recipe, fit
-from stillproof.poison.scan_student.bank import bank, react
+from stillproof.poison.scan_student.bank import Reaction, bank, react, unseen
 from stillproof.poison.scan_student.suspicion import Sought, backdoored
+from stillproof.poison.scan_student.verdict import Inspected, of_the_student
 from stillproof.poison.triggers import Patch, Trigger
 
 TARGET = 1
@@ -76,7 +77,7 @@ def test_the_bank_has_patches_of_the_sides_that_attackers_give(side: int) -> Non
 
 
 def sought(size: float, gap: float = 0.95, model: str = "student", family: str = "mask", target: int = 0) -> Sought:
-    return Sought(model, family, target, gap, 0.0, size)
+    return Sought(model, family, target, gap, 0.0, size, p=1e-9)
 
 
 def test_a_mask_must_be_an_outlier_and_smaller_than_any_in_a_clean_student() -> None:
@@ -104,3 +105,48 @@ def test_a_bounded_change_must_do_more_than_any_does_to_a_clean_student() -> Non
     change = sought(0.03, 0.8, family="bounded")
     assert backdoored([change, sought(0.03, 0.5, "clean 0", "bounded")]) == [change]
     assert not backdoored([change, sought(0.03, 0.75, "clean 0", "bounded")])
+
+
+def test_a_change_that_few_images_judged_is_no_backdoor() -> None:
+    change = sought(0.03, 1.0, family="bounded")
+    assert backdoored([change]) == [change]
+    assert not backdoored([replace(change, p=0.02)])
+
+
+def test_a_class_of_which_few_images_are_left_cannot_be_said_to_be_clean() -> None:
+    # 8 of 8 against none: p = 2^-7, times 36 triggers and 2 classes
+    assert unseen([8, 200], 36) == [0]
+    assert unseen([40, 200], 36) == []
+
+
+def inspected(**more: object) -> Inspected:
+    """Of a student that is as good as the clean ones, in whom masks were found, and nothing else."""
+    masks = [sought(20.0, model=model, target=target) for model in ("student", "clean 0") for target in range(3)]
+    reactions = [Reaction("a patch", 0, 1, 1, 200, 0.0, 1.0)] * 30
+    plain = Inspected(reactions, masks, ("a", "b", "c"), 0.9, [0.9, 0.9], [200, 200, 200])
+    return replace(plain, **more)  # type: ignore[arg-type]
+
+
+BACKDOOR = [Reaction("a patch", 0, 150, 1, 200, 0.0, 1e-9)]
+
+
+@pytest.mark.parametrize(
+    ("seen", "against", "status"),
+    [
+        (inspected(), (), "pass"),
+        (inspected(), ("The teacher reacts.",), "inconclusive"),
+        (inspected(unclaimed=[200, 200, 9]), (), "inconclusive"),
+        (inspected(sought=[one for one in inspected().sought if one.target]), (), "inconclusive"),
+        (inspected(reactions=BACKDOOR), (), "fail"),
+        (inspected(reactions=BACKDOOR, unclaimed=[200, 200, 9]), (), "fail"),
+        (inspected(reactions=BACKDOOR, student_alike=0.6), (), "inconclusive"),  # a poor one reacts to anything
+        (inspected(sought=[sought(1.0), *inspected().sought[1:]], student_alike=0.6), (), "inconclusive"),
+        (inspected(sought=[sought(1.0), *inspected().sought[1:]]), (), "fail"),
+    ],
+)
+def test_a_student_passes_only_where_a_trigger_would_have_shown(
+    seen: Inspected, against: tuple[str, ...], status: str
+) -> None:
+    said = of_the_student("it", seen, against)
+    assert said.status == status
+    assert not against or said.evidence[-1] == against[0]

@@ -51,10 +51,25 @@ def test_one_student_shows_that_a_backdoor_can_be_planted_and_not_that_it_cannot
     own, crafted = accuracy(np.zeros(N), LABELS + 1), accuracy(LABELS, LABELS)
 
     def said(hits: int, students: int) -> str:
-        found = planted("poison", [guesses(hits)] * students, [guesses(0)] * students, 0)
-        return of_the_pipeline("it", found, own, crafted, 0.1).status
+        clean = [guesses(0)] * students
+        found, usual = (planted("poison", some, clean, 0) for some in ([guesses(hits)] * students, clean))
+        return of_the_pipeline("it", found, usual, own, crafted, 0.1).status
 
     assert (said(200, 1), said(0, 1), said(0, 3)) == ("fail", "inconclusive", "pass")
+
+
+def test_beside_a_teacher_with_the_backdoor_no_lift_shows_nothing() -> None:
+    everyone = [guesses(280)] * 3
+    found, own = planted("poison", everyone, everyone, 0), accuracy(np.arange(100) < 93, np.ones(100))
+    said = of_the_pipeline("it", found, found, own, accuracy(LABELS, LABELS), 0.1)
+    assert said.status == "inconclusive"
+    assert "works without the poison" in " ".join(said.evidence)
+
+
+def test_a_defence_that_holds_to_a_doubted_teacher_passes_nothing() -> None:
+    defended, undefended = (planted("a set", [guesses(hits)] * 3, [guesses(0)] * 3, 0) for hits in (0, 200))
+    said = of_a_defence("scan", defended, undefended, ["The teacher reacts."])
+    assert (said.status, said.evidence[-1]) == ("inconclusive", "The teacher reacts.")
 
 
 def scanned(flagged: int, trusted: int, *, in_class: bool = False, alike: float = 0.9, n: int = 2000) -> Scanned:

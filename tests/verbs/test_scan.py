@@ -108,6 +108,29 @@ def test_a_manifest_names_the_rows_of_the_file(tmp_path: Path, planted: Path) ->
     cleaned = np.load(directory / "sets/cleaned.npz")["images"]
     assert np.array_equal(cleaned[:, 0], held["train_images"][order][manifest["rows"]][:, 0])
     assert sorted(manifest["rows"] + manifest["flagged"]) == list(range(len(order)))
+    assert min(manifest["p_of_rows"]) > manifest["false_alarms"] >= max(manifest["p_of_flagged"])
+
+
+def test_what_is_said_of_a_part_of_a_set_is_said_to_be_of_a_part(tmp_path: Path, planted: Path) -> None:
+    result, directory = scan(tmp_path, planted, transfer_set="digits", limit=1000)
+    assert any(note.startswith("1000 images of 1258") for note in result.notes)
+    assert json.loads((directory / "sets/cleaned.json").read_text())["looked_at"] == "1000 of 1258"
+
+
+def test_trusted_images_that_are_copies_of_each_other_count_once(tmp_path: Path, planted: Path) -> None:
+    with pytest.raises(InputError, match="60 trusted images are too few"):
+        scan(tmp_path / "few", planted, transfer_set="digits", trusted="tests.verbs.test_scan:copied?images=60")
+    copied = "tests.verbs.test_scan:copied?images=110"
+    result, _ = scan(tmp_path / "more", planted, transfer_set="digits", trusted=copied, false_alarms=0.02)
+    assert result.findings[0].status != "fail"  # images whose copies a reference had learnt would make all else unusual
+
+
+def test_a_trusted_set_that_is_the_poisoned_one_saved_anew_shows_nothing(tmp_path: Path, planted: Path) -> None:
+    held = np.load(planted / "sets/poisoned.npz")
+    np.savez(tmp_path / "anew.npz", images=held["train_images"] ^ 1, labels=held["train_labels"])
+    result, _ = scan(tmp_path, planted, trusted=str(tmp_path / "anew.npz"))
+    assert result.findings[0].status == "inconclusive"
+    assert "are trusted as well, or nearly" in " ".join(result.findings[0].evidence)
 
 
 def test_a_teacher_that_has_the_backdoor_itself_is_told(tmp_path: Path, digits: DataSource, runtime: Runtime) -> None:
@@ -199,6 +222,14 @@ def few() -> Any:
 
     whole = Digits().load()
     return DataSource(whole.train.subset(whole.train.per_class(5, 0)), whole.test)
+
+
+def copied(images: int) -> Any:
+    from stillproof.core.sources import DataSource
+    from stillproof.core.sources.digits import Digits
+
+    whole = Digits().load()
+    return DataSource(whole.test.subset(torch.arange(images).repeat(5)), whole.test)
 
 
 def other() -> Any:

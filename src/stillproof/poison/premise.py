@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
+
 from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, job
 from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
-from stillproof.poison.scan_student.bank import AMPLITUDES, FAMILYWISE, Reaction, bank, react
-from stillproof.poison.scanning import set_of, trusted_folds
+from stillproof.poison.scan_student.bank import AMPLITUDES, Reaction, bank, react, unclaimed, unseen
+from stillproof.poison.scanning import held_out, set_of
 
 FAR = 0.3
 """Share of images, beyond every reference: less may be architecture. A clean teacher was seen to react by .2 more; a
@@ -28,24 +30,24 @@ NO_LONGER = (
 """What does not hold of a teacher that is not clean."""
 
 
-@job(version=2)
+@job(version=3)
 def check_premise(context: Context, teacher: Artefact, trusted: Artefact, references: Sequence[Artefact]) -> Artefact:
     """How the teacher reacts to a bank of triggers, beside references that were distilled on trusted images alone.
 
     A backdoor of the teacher's is not on images that somebody vouches for, and so does not pass to the references.
     """
-    known = set_of(trusted)
     # those that the first reference was not trained on; what the others were trained on they react to less, if anything
-    images = known.subset((trusted_folds(known) == 0).nonzero()[:MOST, 0])
-    first, *others = (classifier_of(one, context) for one in references)
+    images = held_out(set_of(trusted), 0)
+    images = images.subset(torch.arange(min(MOST, len(images))))
+    master, first, *others = (classifier_of(one, context) for one in (teacher, *references))
     triggers = bank(images.shape, {}, AMPLITUDES[:-1])  # the loudest stripes tell architectures apart
-    reactions = react(classifier_of(teacher, context), first, others, images, triggers, runtime=context.runtime)
+    reactions = react(master, first, others, images, triggers, runtime=context.runtime)
     values = {
         "reactions": [{field: getattr(one, field) for field in Reaction.__slots__} for one in reactions],
         "triggers": len(triggers),
-        "classes": len(images.classes),
+        "unclaimed": unclaimed([master, first, *others], images, runtime=context.runtime),
     }
-    return Artefact(values, {}, Cost(forwards=(1 + len(references)) * len(images) * (1 + len(triggers))))
+    return Artefact(values, {}, Cost(forwards=(1 + len(references)) * len(images) * (2 + len(triggers))))
 
 
 def doubts(checked: Artefact, classes: Sequence[str]) -> list[str]:
@@ -64,14 +66,16 @@ def doubts(checked: Artefact, classes: Sequence[str]) -> list[str]:
     ]
 
 
-def held(checked: Artefact) -> str:
-    """What was looked at, where nothing speaks against the teacher, and whether it could have."""
-    reactions = [Reaction(**one) for one in checked.values["reactions"]]
-    n = max((one.n for one in reactions), default=0)
-    # McNemar's p where the teacher reacts on every image and no reference does, after Bonferroni over the bank
-    if 2.0 ** (1 - n) * checked.values["triggers"] * checked.values["classes"] >= FAMILYWISE:
+def held(checked: Artefact, classes: Sequence[str]) -> str:
+    """What was looked at, where nothing speaks against the teacher, and of which classes it could have."""
+    triggers = checked.values["triggers"]
+    missing = unseen(checked.values["unclaimed"], triggers)
+    if len(missing) == len(classes):
+        n = max(checked.values["unclaimed"])
         return f"Its premise, a clean teacher, could not be checked: {n} trusted images are too few."
-    return (
-        f"Its premise, a clean teacher, was checked with {checked.values['triggers']} triggers beside the references: "
-        "it reacts to none of them as they do not. A trigger that is not like these would not show."
+    said = (
+        f"Its premise, a clean teacher, was checked with {triggers} triggers beside the references: it reacts to none "
+        "of them as they do not. A trigger that is not like these would not show"
     )
+    few = ", ".join(repr(classes[target]) for target in missing[:5])
+    return f"{said}, nor would one for {few}, for which too few trusted images are left." if missing else f"{said}."

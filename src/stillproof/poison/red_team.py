@@ -63,7 +63,7 @@ class RedTeam:
         measured = {"teacher/backdoor": self._teacher, **students}
         if self.looking is not None and self.student is not None:
             defended = Defended(self.data, self._teacher, self._crafted[f"{POISON}/crafted"], self.looking)
-            outputs["scan"] = defended.scanned
+            outputs |= {"scan": defended.scanned, "premise": self.looking.premise(defended.scanned)}
             measured |= self._defended(defended, self.student, students)
         return outputs | {name: self._measured(name, classifier) for name, classifier in measured.items()}
 

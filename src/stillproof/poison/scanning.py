@@ -42,9 +42,9 @@ SUSPICIOUS = 0.05
 Part = Literal["training", "test"]
 
 
-@job(version=1)
+@job(version=2)
 def load_set(context: Context, *, source: Source, part: Part, limit: int | None) -> Artefact:
-    """`images` and `labels` of a part of a source, and the `rows` of the source's files that they are.
+    """`images` and `labels` of a part of a source, the `rows` of the source's files that they are, and `of` how many.
 
     Where a source has no test images of its own, its training part is all that it has. Raises InputError.
     """
@@ -68,7 +68,7 @@ def load_set(context: Context, *, source: Source, part: Part, limit: int | None)
         start += len(split.labels)
     if done != len(wanted):
         raise InputError(f"the source gave {done} images of {len(wanted)}.", "Mend its read().")
-    values = {"name": opened.name, "classes": list(opened.classes), "notes": list(opened.notes)}
+    values = {"name": opened.name, "classes": list(opened.classes), "notes": list(opened.notes), "of": total}
     return Artefact(values, {"images": images, "labels": labels, "rows": order[wanted]})
 
 
@@ -98,9 +98,9 @@ def set_of(loaded: Artefact) -> ImageSet:
 
 
 @job(version=1)
-def compare_sets(_context: Context, suspects: Artefact, trusted: Artefact) -> Artefact:
-    """Nothing, where a transfer set and a trusted one fit together; raises InputError where they do not."""
-    _check(set_of(suspects), set_of(trusted))
+def check_trusted(_context: Context, trusted: Artefact) -> Artefact:
+    """Nothing, where there are enough trusted images, of which copies count once; raises InputError where not."""
+    check_enough(len(torch.unique(trusted_folds(set_of(trusted))[1])))
     return Artefact()
 
 
@@ -130,8 +130,7 @@ def train_reference(
 ) -> Artefact:
     """A reference: distilled from the teacher on the trusted images of all folds but one. It needs no labels."""
     images = set_of(trusted)
-    rows = (trusted_folds(images) != fold).nonzero()[:, 0]
-    some = images.subset(rows)
+    some = images.subset((trusted_folds(images)[0] != fold).nonzero()[:, 0])
     answers = predict(classifier_of(teacher, context), some, context.runtime)
     student, trained = train_fresh(
         context, some, Distillation(alpha=1.0), model=model, recipe=recipe, seed=seed, columns={TEACHER: answers}
@@ -140,12 +139,22 @@ def train_reference(
     return Artefact(made.values, made.tensors, made.cost + Cost(forwards=len(some)))
 
 
-def trusted_folds(images: ImageSet) -> Tensor:
-    """Which reference was not trained on each trusted image."""
-    return folds(len(images), REFERENCES, derive(0, "trusted folds"))
+def held_out(trusted: ImageSet, fold: int) -> ImageSet:
+    """What the reference of this fold was not trained on, nor on a copy of; of copies, near ones too, the first."""
+    fold_of, like = trusted_folds(trusted)
+    return trusted.subset(((fold_of == fold) & (like == torch.arange(len(trusted)))).nonzero()[:, 0])
 
 
-@job(version=6)
+def trusted_folds(images: ImageSet) -> tuple[Tensor, Tensor]:
+    """Which reference was not trained on each trusted image, and the first that each is nearly a copy of.
+
+    Copies are in one fold: a reference that learnt an image knows its copy, which then looks usual as no other does.
+    """
+    like = near_copies(images.images, derive(0, "trusted copies"))
+    return folds(len(images), REFERENCES, derive(0, "trusted folds"))[like], like
+
+
+@job(version=7)
 def scan_set(
     context: Context,
     teacher: Artefact,
@@ -158,16 +167,20 @@ def scan_set(
     """Scores of every scanner, and which images are flagged at this rate of false alarms.
 
     Of images that are the same, byte by byte, one is looked at, and near copies are in one half: in both they would be
-    their own evidence.
+    their own evidence. Of trusted images that are copies of each other, nearly or wholly, one says what is usual.
+    Raises InputError where those are too few for this rate.
     """
-    given, known = set_of(suspects), set_of(trusted)
+    given, vouched = set_of(suspects), set_of(trusted)
+    own, likes = trusted_folds(vouched)
+    once = torch.unique(likes)
+    known, own = vouched.subset(once), own[once]
+    check_rate(false_alarms, len(known))
     original, place = _originals(given)
     images = given.subset(original)
     master = classifier_of(teacher, context)
     judges = [classifier_of(one, context) for one in references]
     # whoever writes a part of the set cannot foresee which half and fold an image falls into
     digest = images.fingerprint()
-    own = trusted_folds(known)
     fold, shared = _folds_of(images, known, own, derive(0, "suspect folds", digest))
     like = near_copies(images.images, derive(0, "near copies", digest))
     chosen = _one_of_each(like, derive(0, "one of each", digest))
@@ -264,34 +277,48 @@ def scanned_set(scanned: Artefact, false_alarms: float) -> Scanned:
 
 
 def _folds_of(images: ImageSet, known: ImageSet, own: Tensor, seed: int) -> tuple[Tensor, int]:
-    """Which reference judges each suspect, and how many suspects are trusted images.
+    """Which reference judges each suspect, and how many suspects are trusted images, or nearly.
 
     It is drawn at random, but for an image that is trusted as well: then it is the one that was not trained on it.
     """
-    places = {image.numpy().tobytes(): int(fold) for image, fold in zip(known.images, own, strict=True)}
-    found, shared = folds(len(images), REFERENCES, seed), 0
-    for row, image in enumerate(images.images):
-        fold = places.get(image.numpy().tobytes())
-        if fold is not None:
-            found[row], shared = fold, shared + 1
-    return found, shared
+    found = folds(len(images), REFERENCES, seed)
+    # trusted images come first, and so lead the groups that they are in
+    leader = near_copies(torch.cat([known.images, images.images]), derive(seed, "trusted ones"))[len(known) :]
+    twins = leader < len(known)
+    found[twins] = own[leader[twins]]
+    return found, int(twins.sum())
 
 
-def _check(images: ImageSet, trusted: ImageSet) -> None:
-    named = next((pair for pair in zip(images.classes, trusted.classes, strict=False) if pair[0] != pair[1]), None)
-    if images.shape == trusted.shape and len(images.classes) == len(trusted.classes) and named is not None:
+def check_rate(false_alarms: float, trusted: int) -> None:
+    """Raise InputError where so many trusted images cannot set a threshold for a rate of false alarms."""
+    if false_alarms * (trusted + 1) < 1:
         raise InputError(
-            f"class {images.classes.index(named[0])} is {named[0]!r} in the transfer set {images.name!r} and "
-            f"{named[1]!r} in the trusted one.",
-            "Name the classes alike, in one order.",
+            f"{trusted} trusted images cannot set a threshold for {false_alarms:.2g} of false alarms.",
+            f"Give --false-alarms of {1 / (trusted + 1):.2g} or more, or more trusted images (copies count once).",
         )
-    if images.shape != trusted.shape or images.classes != trusted.classes:
+
+
+def check_enough(trusted: int) -> None:
+    """Raise InputError where so many trusted images, copies counted once, are too few."""
+    if trusted < FEWEST_TRUSTED:
         raise InputError(
-            f"the transfer set {images.name!r} is {images.shape} of {len(images.classes)} classes, the trusted one "
-            f"{trusted.shape} of {len(trusted.classes)}.",
+            f"{trusted} trusted images are too few to say what is usual.",
+            f"Give {FEWEST_TRUSTED} or more (copies count once).",
+        )
+
+
+def check_kinds(suspects: Opened, trusted: Opened) -> None:
+    """Raise InputError where a transfer set and a trusted one are not images of one kind."""
+    shapes = suspects.train.shape, trusted.train.shape
+    if shapes[0] != shapes[1] or len(suspects.classes) != len(trusted.classes):
+        raise InputError(
+            f"the transfer set {suspects.name!r} is {shapes[0]} of {len(suspects.classes)} classes, the trusted one "
+            f"{shapes[1]} of {len(trusted.classes)}.",
             "Both must be images of one kind; name all classes in one order.",
         )
-    if len(trusted) < FEWEST_TRUSTED:
-        raise InputError(
-            f"{len(trusted)} trusted images are too few to say what is usual.", f"Give {FEWEST_TRUSTED} or more."
-        )
+    for index, (name, other) in enumerate(zip(suspects.classes, trusted.classes, strict=True)):
+        if name != other:
+            raise InputError(
+                f"class {index} is {name!r} in the transfer set {suspects.name!r} and {other!r} in the trusted one.",
+                "Name the classes alike, in one order.",
+            )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from stillproof.core import measures
 from stillproof.core.classifiers import predict
 from stillproof.core.compression import CALIBRATED_ON, Quantised, calibration_of
 from stillproof.core.images import ImageSet, as_float
@@ -18,11 +19,11 @@ from stillproof.core.stages import classifier_of
 from stillproof.core.store import Artefact
 from stillproof.errors import InputError
 from stillproof.poison.scan_set.verdict import SURE
-from stillproof.poison.scan_student.bank import Reaction, bank, react
+from stillproof.poison.scan_student.bank import Reaction, bank, react, unclaimed
 from stillproof.poison.scan_student.inversion import FEWEST, Family, Inversion, Inverted, invert
 from stillproof.poison.scan_student.suspicion import Sought
 from stillproof.poison.scan_student.verdict import Inspected
-from stillproof.poison.scanning import scanned_set, set_of, trusted_folds
+from stillproof.poison.scanning import held_out, scanned_set, set_of
 
 HELD_OUT = 0
 """The fold of the trusted images that neither the student nor the clean ones were trained on."""
@@ -36,7 +37,7 @@ MOST = 500
 FAMILIES: tuple[Family, ...] = ("mask", "bounded")
 
 
-@job(version=1)
+@job(version=2)
 def invert_clean(
     context: Context,
     teacher: Artefact,
@@ -52,16 +53,17 @@ def invert_clean(
     quantised: whether they are looked at in INT8, as the student is deployed; the rest as `scan_student`.
     """
     known = set_of(trusted)
+    images = held_out(known, HELD_OUT)
     models = {
         f"clean {number}": _deployed(classifier_of(one, context), known, quantised=quantised)
         for number, one in enumerate(clean)
     }
-    found = _search(context, models, classifier_of(teacher, context), _held_out(known), epochs, seed)
+    found = _search(context, models, classifier_of(teacher, context), images, epochs, seed)
     sought = [_noted(one, name) for name, one in found]
-    return Artefact({"sought": sought, "quantised": quantised}, {}, _cost_of(found, known, epochs))
+    return Artefact({"sought": sought, "quantised": quantised}, {}, _cost_of(found, images, epochs))
 
 
-@job(version=3)
+@job(version=4)
 def scan_student(
     context: Context,
     teacher: Artefact,
@@ -81,7 +83,7 @@ def scan_student(
     search. Raises InputError where those were not looked at in INT8, and it is.
     """
     runtime, known = context.runtime, set_of(trusted)
-    images = _held_out(known)
+    images = held_out(known, HELD_OUT)
     master, suspect = classifier_of(teacher, context), classifier_of(student, context)
     quantised = calibration_of(suspect) is not None
     if quantised != usual.values["quantised"]:
@@ -105,13 +107,10 @@ def scan_student(
         "sought": [_noted(one, name) for name, one in inverted] + usual.values["sought"],
         "classes": list(classes),
         "alike": [_alike(model, master, images, runtime) for model in (suspect, *others)],
+        "unclaimed": unclaimed([suspect, master, *others], images, runtime=runtime),
     }
-    asked = Cost(forwards=(2 + len(others)) * len(images) * (1 + len(triggers)))
-    return Artefact(values, tensors, asked + _cost_of(inverted, known, epochs))
-
-
-def _held_out(known: ImageSet) -> ImageSet:
-    return known.subset((trusted_folds(known) == HELD_OUT).nonzero()[:, 0])
+    asked = Cost(forwards=(2 + len(others)) * len(images) * (2 + len(triggers)))
+    return Artefact(values, tensors, asked + _cost_of(inverted, images, epochs))
 
 
 def _search(
@@ -133,9 +132,9 @@ def _search(
     return found
 
 
-def _cost_of(found: Sequence[object], known: ImageSet, epochs: int) -> Cost:
+def _cost_of(found: Sequence[object], images: ImageSet, epochs: int) -> Cost:
     """Of searches: half of the images are optimised on, by the model and its teacher."""
-    passes = 2 * epochs * (min(MOST, len(_held_out(known))) // 2) * len(found)
+    passes = 2 * epochs * (min(MOST, len(images)) // 2) * len(found)
     return Cost(forwards=passes, backwards=passes)
 
 
@@ -163,6 +162,7 @@ def _noted(found: Inverted, model: str) -> dict[str, Any]:
         float(found.student_hits.double().mean()),
         float(found.teacher_hits.double().mean()),
         found.size,
+        measures.mcnemar(found.student_hits.numpy(), found.teacher_hits.numpy()),
     )
     return {field: getattr(sought, field) for field in Sought.__slots__}
 
@@ -177,4 +177,5 @@ def inspected(scanned: Artefact) -> Inspected:
         tuple(values["classes"]),
         student,
         clean,
+        values["unclaimed"],
     )

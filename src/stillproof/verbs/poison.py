@@ -224,6 +224,7 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
     from stillproof.poison import account, verdict
     from stillproof.poison.pictures import beside
     from stillproof.poison.pipeline import BASELINES, DEFENCES
+    from stillproof.poison.premise import doubts
     from stillproof.poison.red_team import CLEAN, LEARNT, POISON
     from stillproof.poison.scanning import scores_of
     from stillproof.poison.stages import guesses_of, taken_for
@@ -233,13 +234,13 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
     teacher = guesses_of(values["teacher/backdoor"])
     own = measures.mean_share(teacher.hits(target, teacher.triggered)[None])
     crafted = {name: taken_for(values[f"{name}/crafted"], target) for name in added}
-    findings, tables, found = [], [], {}
+    findings, tables, found, against = [], [], {}, []
     for mode in settings.modes:
         students = {name: [guesses_of(values[f"{name}/{mode}/{seed}"]) for seed in settings.students] for name in names}
         rows = [verdict.planted(name, students[name], students[CLEAN], target) for name in names]
         found[mode] = rows
         subject = f"{settings.student or settings.compress} on {settings.trigger}, {mode} labels"
-        findings.append(verdict.of_the_pipeline(subject, rows[1], own, crafted[POISON][0], settings.bar))
+        findings.append(verdict.of_the_pipeline(subject, rows[1], rows[0], own, crafted[POISON][0], settings.bar))
         tables.append(account.students_table(f"Students, {mode} labels", rows))
     if settings.defend:
         everyone = {
@@ -251,8 +252,10 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
             for name, students in everyone.items()
             if name != CLEAN
         ]
-        undefended = found[LEARNT][1]
-        findings += [verdict.of_a_defence(row.name, row, undefended) for row in resisting if row.name in DEFENCES]
+        undefended, against = found[LEARNT][1], doubts(values["premise"], values["scan"].values["classes"])
+        findings += [
+            verdict.of_a_defence(row.name, row, undefended, against) for row in resisting if row.name in DEFENCES
+        ]
         tables.append(account.students_table("Students of the poisoned set under defences, and baselines", resisting))
         scores, poisoned = scores_of(values["scan"]), len(values[f"{POISON}/crafted"].tensors["images"])
         n = len(values["scan"].tensors["flagged"])
@@ -262,7 +265,8 @@ def conclude(settings: PoisonSettings, values: Mapping[str, Artefact]) -> Result
     return Result(
         verb="poison",
         status=worst(finding.status for finding in findings),
-        summary=f"{settings.rate:.1%} of poison: the student's ASR is {rows_of}; its clean teacher's {own.value:.1%}.",
+        summary=f"{settings.rate:.1%} of poison: the student's ASR is {rows_of}; its teacher's {own.value:.1%}.",
+        notes=against,
         findings=findings,
         tables=tables,
         curves=[account.rates(found)],

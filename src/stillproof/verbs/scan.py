@@ -29,6 +29,11 @@ UNVOUCHED = (
     "Name images that you vouch for: --trusted."
 )
 
+SAMPLED = (
+    "{looked} images of {of}, drawn at random, were looked at (--limit): what is said of the set is said of these, and "
+    "the cleaned set holds no others."
+)
+
 SHAKEN = "Nothing was found beside a teacher that may have a backdoor itself"
 
 LEARNING: Mapping[Profile, Mapping[str, Any]] = {
@@ -113,7 +118,7 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     from stillproof.errors import InputError
     from stillproof.poison.further_scanning import further_named
     from stillproof.poison.pipeline import Looking
-    from stillproof.poison.scanning import FEWEST_TRUSTED, compare_sets, load_set
+    from stillproof.poison.scanning import check_enough, check_kinds, check_rate, check_trusted, load_set
 
     teacher = Model(settings.teacher)
     teacher.identity()
@@ -126,20 +131,17 @@ def stages(settings: ScanSettings) -> dict[str, Stage]:
     facts = source.facts()
     vouched = source if settings.trusted is None else open_source(settings.trusted)
     part, known = ("test", facts.test) if settings.trusted is None else ("training", _training_images(vouched))
-    if known < FEWEST_TRUSTED:
-        raise InputError(f"{known} trusted images are too few to say what is usual.", f"Give {FEWEST_TRUSTED} or more.")
-    if settings.false_alarms * (known + 1) < 1:
-        raise InputError(
-            f"{known} trusted images cannot set a threshold for {settings.false_alarms:.2g} of false alarms.",
-            f"Give --false-alarms of {1 / (known + 1):.2g} or more, or more trusted images.",
-        )
+    check_enough(known)
+    check_rate(settings.false_alarms, known)
+    if settings.trusted is not None:
+        check_kinds(source.open(), vouched.open())
     suspects = stage(load_set, "read the transfer set", source=source, part="training", limit=settings.limit)
     trusted = stage(load_set, "read the trusted set", source=vouched, part=part, limit=None)
-    compared = stage(compare_sets, "compare both sets", suspects=suspects, trusted=trusted)
+    checked = stage(check_trusted, "count the trusted images", trusted=trusted)
     master = _brought("the teacher", teacher, trusted)
     looking = Looking(settings.reference, settings.epochs, settings.false_alarms, settings.seed)
     scanned = looking.stage(master, suspects, trusted, images=facts.train, known=known)
-    found = {"compared": compared, "suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}
+    found = {"checked": checked, "suspects": suspects, "teacher": master, "trusted": trusted, "scan": scanned}
     found["premise"] = looking.premise(scanned)
     names = further_named(settings.also)
     if names:
@@ -160,8 +162,9 @@ def finding(settings: ScanSettings, values: Mapping[str, Artefact], rate: float 
     from stillproof.poison.scan_set.verdict import of_the_set
 
     said = of_the_set(settings.transfer_set, scanned_of(values, rate))
-    against = doubts(values["premise"], values["trusted"].values["classes"])
-    said = said.model_copy(update={"evidence": [*said.evidence, *(against or [held(values["premise"])])]})
+    classes = values["trusted"].values["classes"]
+    against = doubts(values["premise"], classes)
+    said = said.model_copy(update={"evidence": [*said.evidence, *(against or [held(values["premise"], classes)])]})
     if against and said.status == "pass":
         said = said.model_copy(update={"status": "inconclusive", "title": SHAKEN, "advice": "Get a teacher to trust."})
     if settings.trusted is not None or said.status == "fail":
@@ -183,9 +186,10 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
     scores, found, said = scores_of(scanned), scanned_of(values, rate), finding(settings, values, rate)
     rows = values["suspects"].tensors["rows"].numpy()
     findings, tables, shown = [said], [], []
+    against = doubts(values["premise"], suspects.classes)
     if settings.student is not None:
         seen = inspected(values["student/scan"])
-        findings.append(of_the_student(settings.student, seen))
+        findings.append(of_the_student(settings.student, seen, against))
         shown = pictures.recovered(values["student/scan"], seen)
         tables = [
             account.student_classes_table(seen),
@@ -193,10 +197,13 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
             account.inversions_table(seen.sought, suspects.classes),
         ]
     notes = [] if settings.trusted is not None else [UNVOUCHED]
-    notes += doubts(values["premise"], suspects.classes)
+    if len(suspects) < values["suspects"].values["of"]:
+        notes.append(SAMPLED.format(looked=len(suspects), of=values["suspects"].values["of"]))
+    notes += _of_the_references(settings)
+    notes += against
     shared = scanned.values["shared"]
     if shared:
-        notes.append(f"{shared} images of the transfer set are trusted as well, and taken for clean.")
+        notes.append(f"{shared} images of the transfer set are trusted as well, or nearly, and taken for clean.")
     if scanned.values["copies"]:
         notes.append(f"{scanned.values['copies']} images are copies of others, byte by byte: each was looked at once.")
     if scanned.values["near copies"]:
@@ -219,6 +226,19 @@ def conclude(settings: ScanSettings, values: Mapping[str, Artefact]) -> Result:
         images=[*pictures.found_by(scanned, suspects), *shown],
         settings=settings_as_json(settings),
     )
+
+
+def _of_the_references(settings: ScanSettings) -> list[str]:
+    """What the references are not, where they are of the teacher's own architecture."""
+    from stillproof.core.classifiers import Model
+
+    family = Model(settings.teacher).architecture.name
+    if Model(settings.reference).architecture.name != family:
+        return []
+    return [
+        f"The references are of the teacher's own family, {family}: what deceives the one deceives the others more "
+        "often, and their disagreement shows less of it. Name another with --reference."
+    ]
 
 
 def _contradicted(values: Mapping[str, Artefact], suspects: ImageSet) -> list[str]:
@@ -244,6 +264,7 @@ def sets(settings: ScanSettings, values: Mapping[str, Artefact]) -> dict[str, Wr
     from stillproof.runs.image_sets import WrittenSet
 
     suspects, scanned = values["suspects"], values["scan"].tensors
+    given = set_of(suspects)
     kept, rows = (~scanned["flagged"]).nonzero()[:, 0], suspects.tensors["rows"]
     if not len(kept):
         return {}
@@ -251,12 +272,14 @@ def sets(settings: ScanSettings, values: Mapping[str, Artefact]) -> dict[str, Wr
         "what": "a transfer set without the images that stillproof scan flagged",
         "of": settings.transfer_set,
         "false_alarms": settings.false_alarms,
+        "looked_at": f"{len(given)} of {suspects.values['of']}",
         "rows": rows[kept].tolist(),
+        "p_of_rows": scanned["p"][kept].tolist(),
         "flagged": rows[scanned["flagged"]].tolist(),
         "p_of_flagged": scanned["p"][scanned["flagged"]].tolist(),
     }
     test = set_of(values["trusted"]) if settings.trusted is None else None
-    return {"cleaned": WrittenSet(set_of(suspects).subset(kept), manifest, test)}
+    return {"cleaned": WrittenSet(given.subset(kept), manifest, test)}
 
 
 SCAN = Verb("scan", ScanSettings, plan, conclude, models, sets)

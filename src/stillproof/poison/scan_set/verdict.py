@@ -175,8 +175,8 @@ class Scanned:
             return f"many images are taken for {missing}, and hardly a trusted one is: nobody knows what is usual there"
         if self.shared > MANY * len(self.p):
             return (
-                f"{self.shared} of the {len(self.p)} images are trusted as well, and so taken for clean (give trusted "
-                "images of another source)"
+                f"{self.shared} of the {len(self.p)} images are trusted as well, or nearly, and so taken for clean "
+                "(give trusted images of another source)"
             )
         if self.alike < (1 + chance) / 2:
             return (

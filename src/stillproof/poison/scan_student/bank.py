@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -33,6 +34,9 @@ PAINTED = (0.25, 0.5)
 
 FAMILYWISE, GAP = 0.01, 0.1
 """McNemar's p after Bonferroni, and the difference of rates, beyond which a student reacts."""
+
+SEEN = 0.5
+"""Difference of rates that must be able to count as a reaction, or a bank says nothing of a class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +118,21 @@ def react(
         worst = max(of_classes, key=lambda one: one.gap - max(one.usual, 0.0))
         found.append(replace(worst, p=min(1.0, worst.p * classes * len(triggers))))
     return sorted(found, key=lambda one: max(one.usual, 0.0) - one.gap)
+
+
+def unclaimed(models: Sequence[nn.Module], images: ImageSet, *, runtime: Runtime) -> list[int]:
+    """For each class, how many images none of the models takes for it as they are: those that a trigger is put on."""
+    said = np.stack([_guesses(model, images, runtime) for model in models])
+    return [int((said != target).all(axis=0).sum()) for target in range(len(images.classes))]
+
+
+def unseen(unclaimed: Sequence[int], triggers: int) -> list[int]:
+    """The classes of which so few images are left that a reaction on SEEN of them would not count.
+
+    Of n images the surest reaction of a share g has McNemar's p = 2^(1 − gn), before Bonferroni over bank and classes.
+    """
+    least = 1 - math.log2(FAMILYWISE / (triggers * len(unclaimed)))
+    return [target for target, n in enumerate(unclaimed) if SEEN * n <= least]
 
 
 def _guesses(model: nn.Module, images: ImageSet, runtime: Runtime) -> np.ndarray:

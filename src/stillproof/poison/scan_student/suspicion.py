@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from stillproof.poison.scan_student.bank import FAMILYWISE
 from stillproof.poison.scan_student.inversion import outliers
 
 LEAST_GAP = 0.5
@@ -28,7 +29,8 @@ FEWEST_CLASSES = 5
 
 @dataclass(frozen=True, slots=True)
 class Sought:
-    """What was found for a class in a model (`student`, or a clean one): the rates of both, and the change's size."""
+    """What was found for a class in a model (`student`, or a clean one): the rates of both, the change's size, and
+    McNemar's p of the held-out images that it was judged on."""
 
     model: str
     family: str
@@ -36,6 +38,7 @@ class Sought:
     student: float
     teacher: float
     size: float
+    p: float
 
     @property
     def gap(self) -> float:
@@ -48,7 +51,8 @@ def backdoored(sought: Sequence[Sought]) -> list[Sought]:
 
     A mask must be an outlier among the classes', and at most half of any that does this to a clean student for the same
     class; with few classes the second alone. Where no mask does this to a clean student, however large, it must do far
-    more than they do. A bounded change has no size: it must do more than any does to a clean student.
+    more than they do. A bounded change has no size: it must do more than any does to a clean student. What was judged
+    on so few images that it may be luck is none, after Bonferroni over the classes and families.
     """
     found: list[Sought] = []
     clean = [one for one in sought if one.model != "student"]
@@ -67,4 +71,5 @@ def backdoored(sought: Sequence[Sought]) -> list[Sought]:
         for one in sought
         if one.model == "student" and one.family == "bounded" and one.gap >= max(LEAST_GAP, most + BEYOND)
     ]
-    return found
+    tried = sum(one.model == "student" for one in sought)
+    return [one for one in found if one.p * tried < FAMILYWISE]
