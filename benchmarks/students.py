@@ -1,10 +1,11 @@
-"""Is a backdoored student told from a clean one? 60 on CIFAR-10, 60 on digits, and how often the scan of one errs.
+"""Is a backdoored student told from a clean one? 30 each on CIFAR-10, 30 each on digits, and how often the scan errs.
 
 `python benchmarks/students.py [PART ...]`, parts: cifar10, two classes, digits; all by default. Stages stay
 (STILLPROOF_STORE). Backdoored: five triggers, none of which is in the scan's bank (which is looked up), two targets,
 and one to three seeds (cifar10: 20 students and as many clean ones; two classes of CIFAR-10: 10; digits: 30); only
 those count whose ASR is 50 % or more above that of the clean student of their seed. The scan sees student, teacher and
-trusted images, and no transfer set. Trusted: on CIFAR-10 the validation part, on digits the test images. Figures go to
+trusted images (on CIFAR-10 the validation part, on digits the test images), and no transfer set. A part has one
+teacher, and a pair of clean students a seed that say what is usual: the intervals do not cover these. Figures go to
 benchmarks/results/students.json.
 """
 
@@ -103,10 +104,10 @@ def planned(of: Setting, trigger: str, target: int, seed: int, runtime: Runtime)
     return found
 
 
-def looked_at(of: Setting, stages: dict[str, Stage], which: str) -> Stage:
-    """The stage of a student's scan."""
+def looked_at(of: Setting, stages: dict[str, Stage], which: str, seed: int) -> Stage:
+    """The stage of a student's scan: as many pairs of clean students say what is usual as there are seeds."""
     trusted = stage(of.trusted, "take the trusted set", data=stages["data"])
-    inspecting = Inspecting(Model(str(of.given["student"])), False, of.epochs, of.inversion, 0)
+    inspecting = Inspecting(Model(str(of.given["student"])), False, of.epochs, of.inversion, seed % of.seeds)
     return inspecting.stage(stages["teacher"], stages[f"{which}/cached/0/model"], trusted)
 
 
@@ -138,7 +139,7 @@ def part(name: str, runtime: Runtime) -> None:
             for target in of.targets:
                 stages = planned(of, trigger, target, seed, runtime)
                 wanted = {key: stages[key] for key in ("poison/cached/0", "nothing/cached/0")}
-                wanted["scan"] = looked_at(of, stages, "poison")
+                wanted["scan"] = looked_at(of, stages, "poison", seed)
                 values = executed(wanted, runtime)
                 lift = asr(values["poison/cached/0"], target) - asr(values["nothing/cached/0"], target)
                 said = of_the_student(trigger, inspected(values["scan"])).status
@@ -147,9 +148,8 @@ def part(name: str, runtime: Runtime) -> None:
                 print(f"  {name}: {rows[-1]}", flush=True)
     for seed in range(of.seeds * len(of.triggers) * len(of.targets)):
         stages = planned(of, of.triggers[0], of.targets[0], 100 + seed, runtime)
-        said = of_the_student(
-            "clean", inspected(executed({"scan": looked_at(of, stages, "nothing")}, runtime)["scan"])
-        ).status
+        looked = looked_at(of, stages, "nothing", seed)
+        said = of_the_student("clean", inspected(executed({"scan": looked}, runtime)["scan"])).status
         verdicts["clean"].append(said)
         print(f"  {name}, clean {seed}: {said}", flush=True)
     missed = verdicts["backdoored"]
