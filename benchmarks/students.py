@@ -5,12 +5,13 @@
 and one to three seeds (cifar10: 20 students and as many clean ones; two classes of CIFAR-10: 10; digits: 30); only
 those count whose ASR is 50 % or more above that of the clean student of their seed. The scan sees student, teacher and
 trusted images (on CIFAR-10 the validation part, on digits the test images), and no transfer set. A part has one
-teacher, and a pair of clean students a seed that say what is usual: the intervals do not cover these. Figures go to
-benchmarks/results/students.json.
+teacher, and a pair of clean students a seed that say what is usual: the intervals do not cover these.
+STILLPROOF_SEEDS: so many students a trigger and target instead. Figures go to benchmarks/results/students.json.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -39,6 +40,7 @@ from stillproof.poison.student_scanning import inspected
 from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings
 
 WIDE = ("moving-patch?pattern=random&seed=5", "blend?opacity=0.25", "sinusoid?frequency=3&amplitude=0.12")
+SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "0"))
 PLANTED = 0.5
 """ASR lift from which a student counts as backdoored."""
 
@@ -74,7 +76,7 @@ def setting(name: str) -> Setting:
         small = {"teacher": "zoo:cnn?width=16", "student": "zoo:cnn?width=16", "threat": "linf:0.2", "rate": 0.1}
         chosen = {"data": "digits", "epochs": 60, **small}
         triggers = ("patch?pattern=random&seed=3", "patch?size=3&pattern=white", *WIDE)
-        return Setting(chosen, tested, triggers, (1, 7), seeds=3, epochs=60, inversion=20)
+        return Setting(chosen, tested, triggers, (1, 7), seeds=SEEDS or 3, epochs=60, inversion=20)
     place = cifar10()
     if not place:
         sys.exit("left out: this part needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
@@ -84,7 +86,7 @@ def setting(name: str) -> Setting:
     if name == "two classes":
         of_two = {**given, "data": "two_classes:automobiles_and_horses", "limit": None}
         return Setting(of_two, vouched, triggers, (0, 1), seeds=1, epochs=60, inversion=20)
-    return Setting({**given, "data": place}, vouched, triggers, (1, 7), seeds=2, epochs=60, inversion=20)
+    return Setting({**given, "data": place}, vouched, triggers, (1, 7), seeds=SEEDS or 2, epochs=60, inversion=20)
 
 
 def planned(of: Setting, trigger: str, target: int, seed: int, runtime: Runtime) -> dict[str, Stage]:
