@@ -62,7 +62,7 @@ def test_the_oracle_reveals_what_the_response_left(runtime: Runtime, toy: ImageS
         plain = Oracle(model, reveal, runtime).ask(toy)
         answer = Oracle(model, reveal, runtime, response=made("label-only")).ask(toy)
         taught = log_probabilities(answer, reveal, 4)
-        assert taught.isfinite().all()
+        assert not taught.isnan().any()
         assert torch.equal(taught.argmax(1), log_probabilities(plain, reveal, 4).argmax(1))
         assert float(taught.exp().amax(1).min()) > 1 - 1e-6
 

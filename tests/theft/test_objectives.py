@@ -8,8 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from stillproof.core.adapters import logits_of
 from stillproof.core.classifiers import Model, predict
-from stillproof.core.distillation import TEACHER, Batch, StandardisedDistillation, kd_divergence
+from stillproof.core.distillation import (
+    TEACHER,
+    Batch,
+    StandardisedDistillation,
+    completed,
+    kd_divergence,
+    standardised,
+)
 from stillproof.core.features import Watched, feature_maps
 from stillproof.core.images import ImageSet
 from stillproof.core.noise import Noise
@@ -20,9 +28,11 @@ from stillproof.core.sources import DataSource
 from stillproof.core.spec import Spec
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError
+from stillproof.serving.oracle import Answer, Reveal, shown
 from stillproof.theft.lesson import BUDGET, Candidate, Lesson, taught, trainings
 from stillproof.theft.thieves.htc import Composition, composed
 from stillproof.theft.thieves.markov_kd import MarkovDistillation, MarkovTeacher
+from stillproof.theft.thieves.recovery import answered, guessed
 from stillproof.theft.thieves.scm import SCM, Sequence, contrast
 from stillproof.theft.thieves.skeptical import Doubt, SkepticalDistillation, shelf
 from stillproof.theft.thieves.top import RevealedDistillation, revealed, revealed_divergence
@@ -70,6 +80,51 @@ def test_a_probability_of_zero_adds_nothing_to_the_divergence() -> None:
     assert float(kd_divergence(output, answers, 4.0)) == pytest.approx(16 * float(terms.sum()) / N, rel=1e-5)
 
 
+def read(probabilities: Tensor, reveal: str = "probabilities") -> Tensor:
+    """What a thief reads of such answers, (N, K)."""
+    kind = Reveal.parse(reveal)
+    return log_probabilities(shown(probabilities.log(), kind), kind, probabilities.shape[1])
+
+
+@pytest.mark.parametrize("reveal", ["probabilities", "logits"])
+def test_a_class_served_as_zero_counts_as_the_least_that_z_scores_can_bear(reveal: str) -> None:
+    served = torch.tensor([[0.9, 0.1, 0.0, 0.0], [0.9, 0.1 - 1e-12, 1e-12, 0.0], [0.6, 0.2, 0.1, 0.1]])
+    answers = read(served, reveal)
+    assert torch.equal(answers == -torch.inf, served == 0)
+    expected = served.clone()
+    expected[0, 2:], expected[1, 3] = 1e-8, 1e-12
+    assert torch.allclose(completed(answers).exp(), expected, rtol=1e-4, atol=0)
+    # what is left of an answer behind top-2 is not flattened: were 0 counted as 1e-38, the two would be alike
+    top_two = standardised(completed(answers))[0]
+    assert float(top_two[0] - top_two[1]) > 0.2
+
+
+def test_a_classifier_that_returns_probabilities_serves_a_zero_as_well() -> None:
+    served = torch.tensor([[0.9, 0.1, 0.0, 1e-30]])
+    kind = Reveal.parse("probabilities")
+    answers = log_probabilities(shown(logits_of(served), kind), kind, 4)
+    assert (answers == -torch.inf).tolist() == [[False, False, True, False]]
+
+
+def test_what_is_served_as_nan_is_no_answer() -> None:
+    with pytest.raises(InputError, match="NaN"):
+        read(torch.full((1, 4), torch.nan))
+
+
+@pytest.mark.parametrize("response", ["round?decimals=0", "round?decimals=1", "top?k=1", "label-only"])
+@pytest.mark.parametrize("classes", [4, 100])
+def test_no_response_that_makes_zeros_makes_nan_of_kd(response: str, classes: int) -> None:
+    """Nor does one that rounds everything to nothing."""
+    for scale in (0.01, 8.0):
+        made = scale * torch.randn(N, classes, generator=torch.Generator().manual_seed(0))
+        answers = answered(made, guessed(response), Reveal.parse("probabilities"))
+        for temperature in (1.0, 20.0):
+            output = torch.zeros(N, classes).requires_grad_()
+            kd_divergence(output, answers, temperature).backward()
+            assert output.grad is not None
+            assert output.grad.isfinite().all()
+
+
 # top
 
 
@@ -78,11 +133,9 @@ def test_ties_at_the_bottom_are_hidden_and_nothing_else() -> None:
     assert revealed(full).all()
     assert revealed(torch.zeros(1, K).log_softmax(1)).all()
     top = full.exp().topk(2, dim=1)
-    from stillproof.serving.oracle import Answer, Reveal
-
-    shown = log_probabilities(Answer(top.indices, top.values), Reveal("top", 2), K)
-    assert revealed(shown).sum(1).tolist() == [2] * N
-    assert revealed(shown).gather(1, top.indices).all()
+    partial = log_probabilities(Answer(top.indices, top.values), Reveal("top", 2), K)
+    assert revealed(partial).sum(1).tolist() == [2] * N
+    assert revealed(partial).gather(1, top.indices).all()
     rounded = torch.tensor([[0.7, 0.3, 0.0, 0.0, 0.0], [1.0, 0, 0, 0, 0]]).log()
     assert revealed(rounded).sum(1).tolist() == [2, 1]
     assert revealed(torch.tensor([[0.7, 0.3, 0.0]]).log()).tolist() == [[True, True, False]]

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -168,9 +168,12 @@ class DKD:
 
 
 def completed(logits: Tensor) -> Tensor:
-    """The logits, (N, K), with those of -inf replaced by that of the probability LEAST; finite ones stay."""
+    """The logits, (N, K), with those of -inf replaced by that of the probability LEAST, or by the smallest finite one
+    of their row, whichever is less; finite ones stay."""
+    hidden = logits == -torch.inf
+    smallest = logits.masked_fill(hidden, torch.inf).amin(dim=1, keepdim=True)
     least = logits.logsumexp(dim=1, keepdim=True) + math.log(LEAST)
-    return torch.where(logits == -torch.inf, least, logits)
+    return torch.where(hidden, torch.minimum(least, smallest), logits)
 
 
 def standardised(logits: Tensor) -> Tensor:
@@ -191,6 +194,8 @@ class StandardisedDistillation:
     temperature: float = 2.0
     weight: float = 9.0
     label_weight: float = 0.1
+
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.weight < 0 or self.label_weight < 0:

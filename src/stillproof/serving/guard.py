@@ -72,11 +72,16 @@ def guard(model: nn.Module, response: Response | str, helpers: Sequence[nn.Modul
     return Guard(model, chosen, kept).train(model.training)
 
 
+def defined(served: Tensor) -> Tensor:
+    """Served log-probabilities, or logits, as they are. Raises InputError for NaN."""
+    if served.isnan().any():
+        raise InputError("what is served holds NaN.", "Mend the classifier, or the response before it.")
+    return served
+
+
 def finite(served: Tensor) -> Tensor:
     """Served log-probabilities, or logits, with LEAST in place of −inf, so that distances can be measured.
 
     Raises InputError for NaN.
     """
-    if served.isnan().any():
-        raise InputError("what is served holds NaN.", "Mend the classifier, or the response before it.")
-    return served.nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=LEAST)
+    return defined(served).nan_to_num(nan=torch.nan, posinf=torch.inf, neginf=LEAST)

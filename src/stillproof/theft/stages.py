@@ -55,7 +55,7 @@ def draw(_context: Context, data: Artefact, *, queries: Queries, origin: Origin,
     return Artefact({"classes": list(images.classes), "name": images.name}, tensors)
 
 
-@job(version=2)
+@job(version=3)
 def ask(
     context: Context,
     served: Artefact,

@@ -11,11 +11,14 @@ from torch import Tensor
 from stillproof.core.images import ImageSet
 from stillproof.core.noise import derive, permutation
 from stillproof.errors import InputError
-from stillproof.serving.guard import finite
+from stillproof.serving.guard import defined
 from stillproof.serving.oracle import Answer, Reveal
 
 TINY = 1e-8
 """What a class gets that a partial answer gives probability 0: below a float's rounding of 1."""
+
+ZERO = 2 * torch.finfo(torch.float32).tiny
+"""A probability below this was served as 0: a classifier that returns probabilities has float32's smallest for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,22 +56,22 @@ class Queries:
 def log_probabilities(answer: Answer, reveal: Reveal, classes: int) -> Tensor:
     """What a thief makes of an answer: float32 log-probabilities of all classes, (n, K).
 
-    All logits or probabilities: as they are; a class that a response hides from them (−inf, 0) gets float32's smallest
-    probability. The k largest probabilities: what is missing to 1 is spread evenly over the classes that were not
-    revealed. The class alone: probability 1, all others 0.
+    All logits or probabilities: as they are; −inf for a class that is served as 0: what that counts as is for each
+    thief to say. The k largest probabilities: what is missing to 1 is spread evenly over the classes that were not
+    revealed. The class alone: probability 1, all others TINY. Raises InputError for NaN.
     """
     if reveal.kind == "logits" and answer.scores is not None:
-        return finite(answer.scores.log_softmax(dim=1))
-    smallest = TINY
+        return defined(answer.scores.log_softmax(dim=1))
     if answer.scores is None:
         probabilities = torch.zeros(len(answer.classes), classes)
         revealed = torch.ones(answer.classes.shape)
     else:
         missing = (1 - answer.scores.sum(dim=1, keepdim=True)).clamp_min(0)
         hidden = max(classes - answer.classes.shape[1], 1)
-        if answer.classes.shape[1] == classes:  # nothing is hidden: a small probability is what it says
-            smallest = torch.finfo(torch.float32).tiny
         probabilities = (missing / hidden).expand(-1, classes).clone()
         revealed = answer.scores
     probabilities = probabilities.scatter(1, answer.classes, revealed)
-    return probabilities.clamp_min(smallest).log().log_softmax(dim=1)
+    if answer.scores is not None and answer.classes.shape[1] == classes:  # a small probability is what it says
+        logarithms = probabilities.masked_fill(probabilities < ZERO, 0).log()
+        return defined(logarithms.log_softmax(dim=1))
+    return probabilities.clamp_min(TINY).log().log_softmax(dim=1)

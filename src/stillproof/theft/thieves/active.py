@@ -46,7 +46,7 @@ def farthest_first(probabilities: Tensor, known: Tensor, many: int) -> Tensor:
     return torch.tensor(chosen, dtype=torch.int64)
 
 
-@job(version=2)
+@job(version=3)
 def ask_actively(
     context: Context,
     drawn: Artefact,

@@ -34,7 +34,7 @@ def augmented(student: nn.Module, images: ImageSet, classes: Tensor, epsilon: fl
     return ImageSet(torch.cat(made), images.labels, images.classes, f"augmented {images.name}")
 
 
-@job(version=2)
+@job(version=3)
 def ask_augmented(
     context: Context,
     drawn: Artefact,

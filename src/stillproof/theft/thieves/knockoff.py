@@ -36,7 +36,7 @@ def _grey(images: Tensor) -> Tensor:
     return images.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
 
 
-@job(version=1)
+@job(version=2)
 def ask_about_others(context: Context, drawn: Artefact, others: Artefact, *, seed: int, **serving: Any) -> Artefact:
     """Ask about random images of another set, in the victim's shape; those of the shared draw only choose.
 

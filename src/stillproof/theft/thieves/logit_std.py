@@ -15,7 +15,8 @@ from stillproof.theft.thieves import Tuned, tried
 class LogitStd(Tuned):
     """KD of z-scored logits (Sun et al. 2024, arXiv 2403.01427): undoes whatever scales or shifts an answer.
 
-    A class that is served as 0 counts as one of probability 1e-8. Published: T = 2, weight 9, .1 of CE.
+    A class that is served as 0 counts as one of probability 1e-8, or as the least likely of those that are not, if that
+    is less. Published: T = 2, weight 9, .1 of CE.
     """
 
     temperature: float | None = None

@@ -134,7 +134,7 @@ def answered(original: Tensor, response: Response, reveal: Reveal) -> Tensor:
     return log_probabilities(shown(served, reveal), reveal, original.shape[1])
 
 
-@job(version=2)
+@job(version=3)
 def recover(
     context: Context,
     asked: Artefact,

@@ -14,7 +14,7 @@ from stillproof.theft.asking import LearnsByKD, Questioning, Situation, portion
 from stillproof.theft.thieves import titled
 
 
-@job(version=1)
+@job(version=2)
 def ask_repeatedly(context: Context, drawn: Artefact, *, times: int, seed: int, **serving: Any) -> Artefact:
     """Ask about each image several times and keep the mean probabilities.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
@@ -15,9 +14,6 @@ from stillproof.core.distillation import NO_CHANCE, Batch, kd_divergence
 from stillproof.errors import InputError
 from stillproof.theft.thieves import TEMPERATURES, Tuned, tried
 
-NEXT_TO_NONE = math.log(torch.finfo(torch.float32).tiny) + 1
-"""What the logarithm of a probability of 0 is completed to, about (theft.transfer)."""
-
 
 def revealed(answers: Tensor) -> Tensor:
     """Which classes an answer says something about: bool, (N, K). answers: log-probabilities, (N, K).
@@ -28,7 +24,7 @@ def revealed(answers: Tensor) -> Tensor:
     smallest = answers.amin(dim=1, keepdim=True)
     least = answers == smallest
     shared = least & (least.sum(dim=1, keepdim=True) > 1)
-    hidden = shared | (answers <= NEXT_TO_NONE)
+    hidden = shared | (answers == -torch.inf)
     return ~hidden | least.all(dim=1, keepdim=True)
 
 
