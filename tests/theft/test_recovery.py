@@ -135,6 +135,19 @@ def test_images_labels_and_counts_of_the_questions_stay(labelled: bool, monkeypa
     assert (made.cost.queries, made.cost.forwards, made.cost.backwards) == (0, 2 * len(kept), len(kept))
 
 
+def test_what_the_response_was_tuned_to_is_what_is_undone(monkeypatch: pytest.MonkeyPatch) -> None:
+    guesses: list[object] = []
+    monkeypatch.setattr("stillproof.theft.thieves.recovery.STEPS", 1)
+    monkeypatch.setattr(
+        "stillproof.theft.thieves.recovery.answered",
+        lambda original, response, reveal: guesses.append(response) or answered(original, response, reveal),
+    )
+    common: dict[str, Any] = {"guess": guessed("power"), "reveal": PROBABILITIES, "samples": 40, **TRAINING}
+    recover.run(CONTEXT, asked(labelled=True), Artefact({"option": "exponent", "value": 0.1}), **common)
+    recover.run(CONTEXT, asked(labelled=True), **common)
+    assert guesses == [guessed("power?exponent=0.1"), guessed("power")]
+
+
 def test_the_shadow_students_learn_half_each_of_what_is_not_held_out(monkeypatch: pytest.MonkeyPatch) -> None:
     learnt: list[list[bytes]] = []
     original = Lesson.student

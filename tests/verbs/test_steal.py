@@ -379,6 +379,29 @@ def test_all_thieves_know_the_response_that_they_are_up_against() -> None:
     assert "recovery" in cast(settings(defence=("reverse-sigmoid",), thief=("all",))).thieves
 
 
+def test_who_knows_a_response_knows_the_strength_that_it_was_tuned_to() -> None:
+    """One who is named by hand knows what is written."""
+    by_hand = "recovery?guess=power"
+    given = settings(
+        defence=("power", "ast+power", "reverse-sigmoid"), thief=("all", by_hand), response_l1=0.2, seeds=1
+    )
+    informed = "recovery?guess=power&calibrated=true"
+    thieves = cast(given).thieves
+    assert {by_hand, informed, "recovery?guess=reverse-sigmoid&calibrated=true"} <= set(thieves)
+    assert thieves[informed].knows == "which defence, or guesses it: p^0.333, and its strength"
+    assert "calibrated" in thieves[informed].title
+    planned = plan(given, Runtime.choose())
+
+    def strength(served: str, thief: str) -> object:
+        return planned.outputs[f"0/{served}/{thief}"].inputs["transfer"].inputs.get("calibration")  # type: ignore[union-attr]
+
+    for served in ("power", "ast+power"):
+        assert strength(served, informed) is planned.outputs[f"0/{served}/calibration"]
+        assert strength(served, by_hand) is None
+    assert strength("victim", informed) is strength("reverse-sigmoid", informed) is None
+    assert informed not in cast(settings(defence=("power",), thief=("all",))).thieves
+
+
 def test_two_queries_a_class_are_enough_for_every_thief(tmp_path: Path) -> None:
     result = run(settings(queries="2/class", seeds=1, epochs=1, thief_epochs=1, thief=("recovery",)), tmp_path)
     assert result.findings

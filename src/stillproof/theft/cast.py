@@ -48,15 +48,19 @@ def assembled(
     labelled: bool,
     scores: bool,
     others: bool,
+    calibrated: bool,
     seeds: tuple[int, ...],
 ) -> Cast:
     """Thieves and defences by their SPECs; the thieves that are there for `all`.
 
     labelled: whether the thief knows true labels; scores: whether more than labels is revealed; others: whether there
-    are other people's images. Raises InputError for what does not exist or cannot work here.
+    are other people's images; calibrated: whether responses are tuned to a distance. Raises InputError for what does
+    not exist or cannot work here.
     """
     against = {text: Defence.parse(text) for text in defences}
-    everyone = [*table("thief"), FIXED_KD, *_informed(against.values())] if "all" in thieves else []
+    everyone = (
+        [*table("thief"), FIXED_KD, *_informed(against.values(), calibrated=calibrated)] if "all" in thieves else []
+    )
     found: dict[str, Thief] = {}
     for name in dict.fromkeys([*everyone, *(name for name in thieves if name != "all")]):
         thief: Thief = build("thief", Spec.parse(name))
@@ -80,15 +84,19 @@ def assembled(
     return Cast(seeds, against, found)
 
 
-def _informed(defences: Iterable[Defence]) -> list[str]:
-    """Thieves who know the response that they are up against, as it was written, where answers alone undo it."""
+def _informed(defences: Iterable[Defence], *, calibrated: bool) -> list[str]:
+    """Thieves who know the response that they are up against, where answers alone undo it: as it was written, or, where
+    it is tuned to a distance, at the strength that came of that."""
     found: list[str] = []
     for defence in defences:
-        response = " ".join(defence.text.split("+")[1 if defence.hardening_text else 0 :])
+        written = " ".join(defence.text.split("+")[1 if defence.hardening_text else 0 :])
         try:
-            guessed(response)
+            response = guessed(written)
         except InputError:
             continue
-        if response != Recovery().guess:  # that one takes part anyhow
-            found.append(str(Spec.parse("recovery").with_option("guess", response)))
+        thief = Spec.parse("recovery").with_option("guess", written)
+        if calibrated and response.strength is not None:
+            found.append(str(thief.with_option("calibrated", "true")))
+        elif written != Recovery().guess:  # that one takes part anyhow
+            found.append(str(thief))
     return found

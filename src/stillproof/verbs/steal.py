@@ -79,6 +79,7 @@ def cast(settings: StealSettings) -> Cast:
         labelled=settings.labels,
         scores=Reveal.parse(settings.reveal).kind != "label",
         others=settings.query_data is not None,
+        calibrated=settings.response_l1 is not None,
         seeds=tuple(range(settings.seed, settings.seed + settings.seeds)),
     )
 

@@ -24,7 +24,7 @@ from stillproof.serving.responses import Response
 from stillproof.serving.responses.joined import parts_of, response_of
 from stillproof.theft.asking import LearnsByKD, Situation
 from stillproof.theft.lesson import Lesson
-from stillproof.theft.stages import HELD_OUT, SERVED, ask, images_of
+from stillproof.theft.stages import HELD_OUT, SERVED, ask, images_of, tuned
 from stillproof.theft.thieves import titled
 from stillproof.theft.transfer import log_probabilities
 
@@ -138,6 +138,7 @@ def answered(original: Tensor, response: Response, reveal: Reveal) -> Tensor:
 def recover(
     context: Context,
     asked: Artefact,
+    calibration: Artefact | None = None,
     *,
     guess: Response,
     reveal: Reveal,
@@ -149,7 +150,7 @@ def recover(
     """The transfer set with recovered answers; those that were served are kept as `served`.
 
     The shadow students learn the thief's labels (without any, the classes that the answers name) of the queries that
-    are not held out.
+    are not held out. calibration: what the guessed response was tuned to, for a thief who knows that.
     """
     images, served = images_of(asked), asked.tensors[TEACHER]
     kept, _ = images.split((1 - HELD_OUT, HELD_OUT), seed)  # as theft.stages.attempt does
@@ -169,7 +170,7 @@ def recover(
         answers.append(predict(student, known.subset(others), context.runtime))
         cost += Cost(forwards=trained.forwards + len(others), backwards=trained.backwards)
     original = shadow_answers(torch.cat(answers), samples, seed)
-    restored = restorer(answered(original, guess, reveal), original, seed)(served)
+    restored = restorer(answered(original, tuned(guess, calibration), reveal), original, seed)(served)
     return Artefact(asked.values, {**asked.tensors, TEACHER: restored, SERVED: served}, cost)
 
 
@@ -178,7 +179,8 @@ class Recovery(LearnsByKD):
     """Recovery (D-DAE, Chen et al. 2023), as ModelGuard's evaluation of it: learn p' -> p, recover, then KD.
 
     guess: SPEC of the response that the thief believes in. It is a level of knowledge: right, wrong, or right with
-    another strength. samples: shadow answers that are sent through it.
+    another strength. calibrated: where that response stands before the victim, the thief knows the strength that it was
+    tuned to (--response-l1). samples: shadow answers that are sent through it.
 
     As ModelGuard's code: shadow answers are Dirichlet around those of shadow students, the map has two hidden layers
     of its widths and learns by soft cross-entropy with Adam. Otherwise: two students of half the queries each instead
@@ -187,6 +189,7 @@ class Recovery(LearnsByKD):
     """
 
     guess: str = "reverse-sigmoid"
+    calibrated: bool = False
     samples: int = 8000
 
     def __post_init__(self) -> None:
@@ -198,14 +201,15 @@ class Recovery(LearnsByKD):
     @property
     def knows(self) -> str:  # type: ignore[override]  # an option decides
         """What it believes: right, or wrong."""
-        return f"which defence, or guesses it: {self._response().title}"
+        return f"which defence, or guesses it: {self._response().title}" + self.calibrated * ", and its strength"
 
     def _response(self) -> Response:
         return guessed(self.guess)
 
     @property
     def title(self) -> str:
-        return titled(f"recovery from {self._response().title}", {"T": self.temperature, "α": self.alpha})
+        name = f"recovery from {self._response().title}" + self.calibrated * ", calibrated"
+        return titled(name, {"T": self.temperature, "α": self.alpha})
 
     @property
     def substitutes(self) -> int:
@@ -213,14 +217,17 @@ class Recovery(LearnsByKD):
 
     def transfer(self, label: str, situation: Situation) -> Stage:
         """The stage that recovers what the shared questions were answered."""
-        asked = stage(ask, label, passes=situation.queries, drawn=situation.drawn, **situation.serving)
+        serving = situation.serving
+        asked = stage(ask, label, passes=situation.queries, drawn=situation.drawn, **serving)
+        knows_strength = self.calibrated and "calibration" in serving and serving["response"] == self._response()
         return stage(
             recover,
             f"{label}, and recover",
             passes=3 * situation.queries * situation.recipe.epochs,
             asked=asked,
             guess=self._response(),
-            reveal=situation.serving["reveal"],
+            reveal=serving["reveal"],
             samples=self.samples,
+            **({"calibration": serving["calibration"]} if knows_strength else {}),
             **situation.training,
         )
