@@ -402,6 +402,15 @@ def test_who_knows_a_response_knows_the_strength_that_it_was_tuned_to() -> None:
     assert informed not in cast(settings(defence=("power",), thief=("all",))).thieves
 
 
+def test_active_learning_of_labels_is_no_theft_by_itself() -> None:
+    who = cast(settings(thief=("kd", "active", "active?alpha=1", "jacobian", "repeat-averaging")))
+    assert who.judged(labelled=True) == set(who.thieves) - {"active"}
+    assert who.judged(labelled=False) == set(who.thieves)
+    assert "labels" in who.thieves["active"].knows
+    with pytest.raises(InputError, match="by active alone no theft can be judged"):
+        cast(settings(thief=("active",)))
+
+
 def test_two_queries_a_class_are_enough_for_every_thief(tmp_path: Path) -> None:
     result = run(settings(queries="2/class", seeds=1, epochs=1, thief_epochs=1, thief=("recovery",)), tmp_path)
     assert result.findings

@@ -43,6 +43,8 @@ class Student:
     """On the test images, one (N, K) a seed."""
     queries: int
     bits: float
+    judged: bool = True
+    """Whether a finding may be decided by it."""
 
     @property
     def guesses(self) -> list[Array]:
@@ -132,14 +134,20 @@ class Account:
         return [name for name in self.served if name != VICTIM]
 
     def theft(self, served: str, thief: str | None = None) -> Theft:
-        """The theft by one thief, or by the best."""
+        """The theft by one thief, or by the best of those by whom a finding may be decided."""
         students = self.thefts[served]
-        name = thief or protection.best({key: (student.scores, student.losses) for key, student in students.items()})
+        name = thief or protection.best(
+            {key: (students[key].scores, students[key].losses) for key in self._judged(served)}
+        )
         chosen, right = students[name], self.right(students[name].logits)
         if self.reference is not None:
             return Theft(chosen.title, right, self.right(self.reference.logits), "independent reference")
         floor = self.right(students[self.floor or ""].logits)
         return Theft(chosen.title, right, floor, "label-only thief", is_baseline=name == self.floor)
+
+    def _judged(self, served: str) -> list[str]:
+        """The thieves by whom a finding may be decided."""
+        return [key for key, student in self.thefts[served].items() if student.judged]
 
     def summary(self) -> str:
         """The result in one sentence."""
@@ -157,7 +165,7 @@ class Account:
         """SP-T1 for everything served, SP-T2 to SP-T4 for every defence."""
         found = []
         for name in self.served:
-            others = [self.theft(name, thief) for thief in self.thefts[name]]
+            others = [self.theft(name, thief) for thief in self._judged(name)]
             found.append(protection.gain_finding(name, self.theft(name), self._circumstances(name), others))
         for name in self.defences:
             found += self._about(name, promised, utility_budget)
@@ -197,8 +205,10 @@ class Account:
         random = (
             "The victim answers the same image differently each time: only repeat-averaging asks about an image again."
         )
+        apart = self._apart(served)
         return [
             self._floor(served),
+            *([apart] if apart else []),
             *([unknown] if self.brought else []),
             *([begun] if self.pretrained else []),
             *([] if self.deterministic else [random]),
@@ -212,6 +222,16 @@ class Account:
             return "The label-only thief did not take part, so the floor of label-keeping defences is not shown."
         floor = measures.mean_share(self.right(self.thefts[served][self.floor].logits))
         return f"The label-only thief, the floor of every defence that keeps top-1, reaches {floor.value:.1%}."
+
+    def _apart(self, served: str) -> str:
+        """Who is reported and decides nothing, and why; empty where there is nobody."""
+        titles = [student.title for student in self.thefts[served].values() if not student.judged]
+        if not titles:
+            return ""
+        return (
+            f"No finding is decided by {', '.join(titles)}: who chooses which images it learns the labels of gains by "
+            "that as well, and the reference did not choose."
+        )
 
     # tables
 
@@ -309,7 +329,7 @@ class Account:
             "queries",
             "bits",
         ]
-        return Table(title=f"Thieves of {served}", columns=columns, rows=rows)
+        return Table(title=f"Thieves of {served}", columns=columns, rows=rows, note=self._apart(served))
 
     def _reuse(self) -> Table:
         def share(hits: Sequence[Array], right: Sequence[Array]) -> Measurement:

@@ -59,6 +59,11 @@ class ChoosesQueries(Protocol):
     """Whether it asks about other people's images."""
 
     @property
+    def chooses_labels(self) -> bool:
+        """Whether it chooses which images it learns the true labels of. The reference does not: what such a choice is
+        worth is then part of the thief's net gain, and no finding is decided by it."""
+
+    @property
     def substitutes(self) -> int:
         """How many students it trains in order to choose; they count in the budget of trainings."""
 
@@ -161,6 +166,7 @@ class LearnsByKD:
     reads: ClassVar[Literal["scores", "label"]] = "scores"
     knows: ClassVar[str] = "nothing; chooses its queries among unlabelled images"
     wants_others: ClassVar[bool] = False
+    chooses_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.candidates()

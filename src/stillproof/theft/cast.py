@@ -35,6 +35,11 @@ class Cast:
         """The victim as it is, and under each defence."""
         return ("victim", *self.defences)
 
+    def judged(self, *, labelled: bool) -> set[str]:
+        """The thieves by whom a finding may be decided: with labels nobody who chose which of them it learns, since the
+        reference, from which gains are measured, did not choose."""
+        return {text for text, thief in self.thieves.items() if not (labelled and _chooses_labels(thief))}
+
     def copies(self, *, labelled: bool) -> dict[str, str]:
         """Who makes a copy, with its title: the thieves and, where there are labels, the reference."""
         found = {text: thief.title for text, thief in self.thieves.items()}
@@ -81,7 +86,17 @@ def assembled(
         raise InputError("no thief takes part.", f"Name some with --thief: {', '.join(table('thief'))}, or all.")
     if not labelled:  # without labels there is no reference: the gain is measured from this thief
         found.setdefault(LABEL_ONLY, build("thief", Spec(LABEL_ONLY)))
-    return Cast(seeds, against, found)
+    made = Cast(seeds, against, found)
+    if not made.judged(labelled=labelled):
+        raise InputError(
+            f"by {', '.join(found)} alone no theft can be judged: who chooses what is labelled gains by that as well.",
+            "Name another thief beside it, kd say.",
+        )
+    return made
+
+
+def _chooses_labels(thief: Thief) -> bool:
+    return isinstance(thief, ChoosesQueries) and thief.chooses_labels
 
 
 def _informed(defences: Iterable[Defence], *, calibrated: bool) -> list[str]:

@@ -203,7 +203,9 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
     def logits(name: str) -> list[Any]:
         return [values[f"{seed}/{name}"].tensors["logits"].numpy() for seed in who.seeds]
 
-    def student(name: str, title: str, knows: str, candidates: Sequence[Candidate]) -> Student:
+    judges = who.judged(labelled=settings.labels)
+
+    def student(name: str, title: str, knows: str, candidates: Sequence[Candidate], *, judged: bool = True) -> Student:
         found = [values[f"{seed}/{name}"].values for seed in who.seeds]
         return Student(
             title=title,
@@ -216,6 +218,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
             logits=logits(name),
             queries=found[0]["queries"],
             bits=found[0]["bits"],
+            judged=judged,
         )
 
     def response(name: str, defence: Defence) -> Response | None:
@@ -255,7 +258,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
         retrained=logits("retrained/signal") if first + "retrained/signal" in values else None,
         thefts={
             name: {
-                key: student(f"{name}/{key}", thief.title, thief.knows, thief.candidates())
+                key: student(f"{name}/{key}", thief.title, thief.knows, thief.candidates(), judged=key in judges)
                 for key, thief in who.thieves.items()
             }
             for name in who.served()

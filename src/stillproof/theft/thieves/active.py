@@ -114,6 +114,17 @@ class Active(LearnsByKD):
         return titled(f"active, {self.choose}", {"T": self.temperature, "α": self.alpha})
 
     @property
+    def knows(self) -> str:  # type: ignore[override]  # an option decides
+        """What it has beside its queries."""
+        chooses = ", and chooses which of them it learns the labels of"
+        return "nothing; has unlabelled images" + self.chooses_labels * chooses
+
+    @property
+    def chooses_labels(self) -> bool:  # type: ignore[override]  # an option decides
+        """Whether the labels have a part in what it learns."""
+        return self.needs_labels
+
+    @property
     def substitutes(self) -> int:
         return self.rounds
 

@@ -72,6 +72,7 @@ class Knockoff:
     reads: ClassVar[Literal["scores", "label"]] = "scores"
     knows: ClassVar[str] = PEOPLES
     wants_others: ClassVar[bool] = True
+    chooses_labels: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         self.candidates()

@@ -1,0 +1,75 @@
+"""What is concluded from who took part: planted thefts in, findings and tables out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from stillproof.findings import Finding
+from stillproof.theft.account import Account, Student
+
+LABELS = np.arange(400) % 4
+
+
+def answers(share: float, seed: int) -> Any:
+    """Logits, (400, 4), that are right about this share."""
+    wrong = np.random.default_rng(seed).random(400) >= share
+    return np.eye(4)[(LABELS + wrong) % 4]
+
+
+def student(title: str, right: float, held: float, **more: Any) -> Student:
+    """Of three seeds and one candidate."""
+    given: dict[str, Any] = {
+        "knows": "nothing",
+        "candidates": ("one",),
+        "temperatures": (),
+        "chosen": [0, 0, 0],
+        "scores": np.full((3, 1), held),
+        "losses": np.ones((3, 1)),
+        "logits": [answers(right, seed) for seed in range(3)],
+        "queries": 40,
+        "bits": 1.0,
+    }
+    return Student(title=title, **{**given, **more})
+
+
+def account(*thieves: Student, **more: Any) -> Account:
+    """Of these thieves, who ask a victim, and the same behind one defence."""
+    served = [answers(0.95, 9)] * 3
+    given: dict[str, Any] = {
+        "labels": LABELS,
+        "served": {"victim": served, "d": served},
+        "responses": {},
+        "signals": {"victim": served, "d": served},
+        "retrained": None,
+        "thefts": {name: {thief.title: thief for thief in thieves} for name in ("victim", "d")},
+        "reference": student("reference", 0.5, 0.5),
+        "floor": None,
+        "fixed": None,
+        "tuned": None,
+        "pretrained": False,
+        "brought": False,
+        "deterministic": True,
+    }
+    return Account(**{**given, **more})
+
+
+def found(of: Account, rule: str, subject: str) -> Finding:
+    findings = of.findings(promised=0.5, utility_budget=0.02)
+    (one,) = [finding for finding in findings if (finding.rule, finding.subject) == (rule, subject)]
+    return one
+
+
+def test_who_chose_which_images_are_labelled_decides_nothing_and_is_reported() -> None:
+    chooses = student("active", 0.8, 0.99, judged=False)
+    made = account(student("KD", 0.5, 0.6), chooses)
+    assert made.theft("victim").thief == "KD"
+    finding = found(made, "SP-T1", "victim")
+    assert finding.status != "fail"
+    assert any("No finding is decided by active" in line for line in finding.evidence)
+    assert "Best thief without the defence: KD; with it: KD." in found(made, "SP-T2", "d").evidence
+    table = next(table for table in made.tables() if table.title == "Thieves of victim")
+    assert [row[0] for row in table.rows] == ["KD", "active"]
+    assert "No finding is decided by active" in table.note
+    assert not any(table.note for table in account(student("KD", 0.5, 0.6)).tables() if "Thieves" in table.title)
