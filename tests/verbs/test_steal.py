@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from stillproof.core.plan import Execution, Plan
@@ -324,6 +325,33 @@ def test_thieves_who_cannot_work_are_left_out_of_all_and_refused_by_name() -> No
         cast(settings(reveal="label", thief=("kd",)))
     with pytest.raises(InputError, match="no-labels"):
         cast(settings(labels=False, thief=("kd,label-only",)))
+
+
+def test_who_cannot_work_with_two_classes_or_a_flat_student_is_known_before_anything_runs(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(60) % 2
+    np.savez(tmp_path / "two.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    two: dict[str, Any] = {"data": str(tmp_path / "two.npz"), "queries_from": "inside", "limit": None}
+    flat = {"thief_model": "tests.victims:linear"}
+
+    def thieves(**changes: Any) -> set[str]:
+        planned = plan(settings(**{"thief": ("all",), "seeds": 1} | changes), Runtime.choose())
+        return {name.removeprefix("0/victim/") for name in planned.outputs}
+
+    assert thieves() - thieves(**two) == {"logit-std"}
+    assert thieves() - thieves(**flat) == {"skeptical"}
+    for changes, who, why in ((two, "logit-std", "two classes"), (flat, "skeptical", "has none")):
+        with pytest.raises(InputError, match=why):
+            plan(settings(thief=("kd", who), **changes), Runtime.choose())
+
+
+def test_a_conclusion_is_about_those_who_took_part(tmp_path: Path) -> None:
+    """Though `all` would name more."""
+    given = settings(thief=("kd?temperature=4", "label-only"), seeds=1, thief_epochs=1, epochs=1)
+    values = Execution(plan(given, Runtime.choose()), Store(str(tmp_path)), Silent()).run()
+    made = conclude(settings(thief=("all", "kd?temperature=4"), seeds=1, thief_epochs=1, epochs=1), values)
+    table = next(table for table in made.tables if table.title == "Thieves of victim")
+    assert {row[0] for row in table.rows} == {"KD, fixed T = 4", "label only"}
 
 
 def test_queries_from_inside_are_the_victims_own_training_images(tmp_path: Path) -> None:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from stillproof.core.plugins import build, table
 from stillproof.core.spec import Spec
 from stillproof.errors import InputError
 from stillproof.theft.asking import ChoosesQueries
 from stillproof.theft.defences import Defence
-from stillproof.theft.thieves import Thief
+from stillproof.theft.thieves import Demanding, Prospect, Thief
 from stillproof.theft.thieves.recovery import Recovery, guessed
 
 FIXED_KD = "kd?temperature=4&alpha=0.9"
@@ -40,6 +40,11 @@ class Cast:
         reference, from which gains are measured, did not choose."""
         return {text for text, thief in self.thieves.items() if not (labelled and _chooses_labels(thief))}
 
+    def who_left(self, outputs: Collection[str]) -> Cast:
+        """Those of whom a copy is among the outputs of a run. outputs: its names."""
+        left = {text: thief for text, thief in self.thieves.items() if f"{self.seeds[0]}/victim/{text}" in outputs}
+        return replace(self, thieves=left)
+
     def copies(self, *, labelled: bool) -> dict[str, str]:
         """Who makes a copy, with its title: the thieves and, where there are labels, the reference."""
         found = {text: thief.title for text, thief in self.thieves.items()}
@@ -55,12 +60,13 @@ def assembled(
     others: bool,
     calibrated: bool,
     seeds: tuple[int, ...],
+    prospect: Prospect | None = None,
 ) -> Cast:
     """Thieves and defences by their SPECs; the thieves that are there for `all`.
 
     labelled: whether the thief knows true labels; scores: whether more than labels is revealed; others: whether there
-    are other people's images; calibrated: whether responses are tuned to a distance. Raises InputError for what does
-    not exist or cannot work here.
+    are other people's images; calibrated: whether responses are tuned to a distance; prospect: None where nothing is to
+    be looked at, since a run has told already (`who_left`). Raises InputError for what does not exist or cannot work.
     """
     against = {text: Defence.parse(text) for text in defences}
     everyone = (
@@ -76,6 +82,8 @@ def assembled(
             if thief.reads == "scores" and not scores
             else "it asks about other people's images, and --query-data names none"
             if isinstance(thief, ChoosesQueries) and thief.wants_others and not others
+            else thief.why_not(prospect)
+            if isinstance(thief, Demanding) and prospect is not None
             else ""
         )
         if not why_not:

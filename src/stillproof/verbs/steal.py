@@ -20,6 +20,7 @@ if TYPE_CHECKING:  # torch is imported when a plan is made, not when a command l
     from stillproof.theft.defences import Defence
     from stillproof.theft.lesson import Candidate
     from stillproof.theft.pipeline import Pipeline
+    from stillproof.theft.thieves import Prospect
 
 
 class StealSettings(DataSettings):
@@ -68,8 +69,9 @@ class StealSettings(DataSettings):
         return self.model_copy(update={"queries": queries, "budgets": (), "transfer": None})
 
 
-def cast(settings: StealSettings) -> Cast:
-    """Who takes part. Raises InputError for what does not exist or cannot work here."""
+def cast(settings: StealSettings, prospect: Prospect | None = None) -> Cast:
+    """Who takes part. Without a prospect also who cannot work with these classes or this student. Raises InputError for
+    what does not exist or cannot work here."""
     from stillproof.serving.oracle import Reveal
     from stillproof.theft.cast import assembled
 
@@ -81,6 +83,7 @@ def cast(settings: StealSettings) -> Cast:
         others=settings.query_data is not None,
         calibrated=settings.response_l1 is not None,
         seeds=tuple(range(settings.seed, settings.seed + settings.seeds)),
+        prospect=prospect,
     )
 
 
@@ -100,24 +103,27 @@ def _stages(settings: StealSettings) -> dict[str, Stage]:
     from stillproof.attacks.threats import parse_threat
     from stillproof.core.carving import data_stage
     from stillproof.core.classifiers import Model
+    from stillproof.core.sources import open_source
     from stillproof.core.training import Recipe
     from stillproof.serving.oracle import Reveal
     from stillproof.theft.pipeline import Pipeline
+    from stillproof.theft.thieves import Prospect
     from stillproof.theft.transfer import Queries
 
     if settings.transfer is not None:
         parse_threat(settings.transfer)
-    others = settings.query_data
+    others, thief = settings.query_data, Model(settings.thief_model)
+    data = data_stage(settings.data, settings.limit)
     made = Pipeline(
-        cast=cast(settings),
-        data=data_stage(settings.data, settings.limit),
+        cast=cast(settings, Prospect(data.classes, open_source(settings.data), thief)),
+        data=data,
         others=None if others is None else data_stage(others, settings.limit, fewest_classes=1).stage,
         queries=Queries.parse(settings.queries),
         origin=settings.queries_from,
         labelled=settings.labels,
         reveal=Reveal.parse(settings.reveal),
         victim=Model(settings.victim),
-        thief=Model(settings.thief_model),
+        thief=thief,
         recipe=Recipe.standard(settings.epochs),
         thief_recipe=Recipe(epochs=settings.thief_epochs, batch_size=50, learning_rate=0.1),
         response_l1=settings.response_l1,
@@ -149,7 +155,7 @@ def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
     """Findings, tables and curves from the artefacts; touches no model."""
     from stillproof.theft.curves import curves, over_budgets
 
-    who = cast(settings)
+    who = cast(settings).who_left(values)
     account = _account(settings, who, values)
     drawn = curves(account)
     if settings.budgets:

@@ -4,8 +4,15 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import ClassVar, Literal, Protocol
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar, Literal, Protocol, runtime_checkable
 
+import torch
+
+from stillproof.core.classifiers import Model
+from stillproof.core.features import feature_maps
+from stillproof.core.sources import Source
 from stillproof.theft.lesson import Candidate
 
 NOTHING = "nothing of a defence"
@@ -40,6 +47,29 @@ class Thief(Protocol):
 
         Together they train at most theft.lesson.BUDGET students.
         """
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """What can be known of a theft before anything runs."""
+
+    classes: int
+    source: Source
+    student: Model
+
+    @cached_property
+    def feature_maps(self) -> bool:
+        """Whether inner layers of the student give maps, (n, C, H, W). Opens the source, and builds the student."""
+        shape = self.source.open().train.shape
+        return bool(feature_maps(self.student.fresh(shape, self.classes, 0), torch.zeros(2, *shape)))
+
+
+@runtime_checkable
+class Demanding(Protocol):
+    """A thief that cannot work with every student, or with any number of classes."""
+
+    def why_not(self, prospect: Prospect) -> str:
+        """Why it cannot work here; empty if it can."""
 
 
 TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 20.0)

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from stillproof.core.distillation import StandardisedDistillation
 from stillproof.errors import InputError
-from stillproof.theft.thieves import Tuned, tried
+from stillproof.theft.thieves import Prospect, Tuned, tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +28,10 @@ class LogitStd(Tuned):
     def __post_init__(self) -> None:
         if any(t is not None and t <= 0 for t in (self.temperature, self.weight)):
             raise InputError("the temperature and the weight of logit-std are above 0.", "Mend that option.")
+
+    def why_not(self, prospect: Prospect) -> str:
+        """Of two classes z-scores say nothing."""
+        return "it z-scores answers, and z-scores of two classes are always ±0.7" if prospect.classes < 3 else ""
 
     def candidates(self) -> tuple[StandardisedDistillation, ...]:
         temperatures, weights = tried(self.temperature, 0.5, 1.0, 2.0, 4.0, 8.0), tried(self.weight, 1.0, 9.0)

@@ -17,7 +17,7 @@ from stillproof.core.noise import derive
 from stillproof.core.training import Fit
 from stillproof.errors import InputError
 from stillproof.theft.lesson import Lesson
-from stillproof.theft.thieves import DEFENDED, Tuned, tried
+from stillproof.theft.thieves import DEFENDED, Prospect, Tuned, tried
 
 SELF_DISTILLED, SELF_LABELLED = 0.3, 0.7
 """What the auxiliary head takes from the deep one, and from the labels, beside the answers."""
@@ -118,6 +118,12 @@ class Skeptical(Tuned):
     called: ClassVar[str] = "skeptical"
     signs: ClassVar[Mapping[str, str]] = {"temperature": "T", "alpha": "α", "depth": "depth"}
     knows: ClassVar[str] = DEFENDED
+
+    def why_not(self, prospect: Prospect) -> str:
+        """Without a feature map there is nowhere to hang its head."""
+        if prospect.feature_maps:
+            return ""
+        return f"it hangs a head on an inner feature map, and {prospect.student.text} has none"
 
     def candidates(self) -> tuple[SkepticalDistillation, ...]:
         return tuple(
