@@ -23,7 +23,16 @@ from stillproof.errors import InputError
 from stillproof.serving.oracle import Reveal
 from stillproof.theft.lesson import Lesson
 from stillproof.theft.stages import HELD_OUT, SERVED, attempt, images_of
-from stillproof.theft.thieves.recovery import Recovery, Restorer, answered, guessed, recover, restorer, shadow_answers
+from stillproof.theft.thieves.recovery import (
+    Recovery,
+    Restorer,
+    answered,
+    guessed,
+    recover,
+    restorer,
+    shadow_answers,
+    shadow_parts,
+)
 
 CONTEXT = Context(Runtime.choose())
 TRAINING: dict[str, Any] = {"model": Model("zoo:cnn?width=4"), "recipe": Recipe(epochs=1, batch_size=8), "seed": 5}
@@ -163,6 +172,18 @@ def test_the_shadow_students_learn_half_each_of_what_is_not_held_out(monkeypatch
     known = sorted(image.numpy().tobytes() for image in given.tensors["images"][kept])
     assert sorted(learnt[0] + learnt[1]) == known
     assert abs(len(learnt[0]) - len(learnt[1])) <= 5
+
+
+@pytest.mark.parametrize("many", [2, 3, 4, 5, 12])
+def test_no_shadow_student_learns_fewer_than_two_images_or_answers_about_its_own(many: int) -> None:
+    images = images_of(asked(labelled=True)).subset(torch.arange(many + 2))
+    kept, held = torch.arange(many), torch.arange(many, many + 2)
+    parts = shadow_parts(images, kept, held, 5)
+    assert len(parts) == (2 if many >= 4 else 1)
+    for rows, others in parts:
+        assert len(rows) >= 2 <= len(others)
+        assert not set(rows.tolist()) & set(others.tolist())
+        assert set(rows.tolist()) <= set(kept.tolist())
 
 
 def test_without_labels_it_is_scored_by_the_classes_that_were_served() -> None:

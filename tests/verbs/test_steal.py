@@ -327,11 +327,16 @@ def test_thieves_who_cannot_work_are_left_out_of_all_and_refused_by_name() -> No
         cast(settings(labels=False, thief=("kd,label-only",)))
 
 
-def test_who_cannot_work_with_two_classes_or_a_flat_student_is_known_before_anything_runs(tmp_path: Path) -> None:
+def two_classes(folder: Path) -> dict[str, Any]:
+    """Settings of a theft with sixty images of two classes."""
     pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
     labels = np.arange(60) % 2
-    np.savez(tmp_path / "two.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
-    two: dict[str, Any] = {"data": str(tmp_path / "two.npz"), "queries_from": "inside", "limit": None}
+    np.savez(folder / "two.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
+    return {"data": str(folder / "two.npz"), "queries_from": "inside", "limit": None}
+
+
+def test_who_cannot_work_with_two_classes_or_a_flat_student_is_known_before_anything_runs(tmp_path: Path) -> None:
+    two = two_classes(tmp_path)
     flat = {"thief_model": "tests.victims:linear"}
 
     def thieves(**changes: Any) -> set[str]:
@@ -442,6 +447,18 @@ def test_active_learning_of_labels_is_no_theft_by_itself() -> None:
 def test_two_queries_a_class_are_enough_for_every_thief(tmp_path: Path) -> None:
     result = run(settings(queries="2/class", seeds=1, epochs=1, thief_epochs=1, thief=("recovery",)), tmp_path)
     assert result.findings
+
+
+@pytest.mark.parametrize("victim", ["zoo:cnn?width=4", "tests.victims:wavering"])
+def test_two_queries_of_each_of_two_classes_are_enough_as_well(victim: str, tmp_path: Path) -> None:
+    fixed = "temperature=1&alpha=0.5"
+    choosing = ("active", "jacobian?views=0.9", "recovery?samples=40", "repeat-averaging")
+    thieves = ("knockoff?temperature=1", *(f"{name}{'&' if '?' in name else '?'}{fixed}" for name in choosing))
+    given = two_classes(tmp_path)
+    changes = {**given, "query_data": given["data"], "victim": victim, "thief": thieves, "queries": "2/class"}
+    result = run(settings(**changes, seeds=1, epochs=1, thief_epochs=1), tmp_path)
+    table = next(table for table in result.tables if table.title == "Thieves of victim")
+    assert [row[-2] for row in table.rows] == [4] * len(thieves)
 
 
 def test_the_table_says_what_each_thief_knows(result: Result) -> None:

@@ -110,6 +110,11 @@ class Questioning:
         self._answers.append(answers)
         self._held.append(torch.full((len(images),), held))
 
+    def begin(self, many: int, seed: int) -> None:
+        """Ask about so many random images of the rest, and at least two: a substitute cannot learn from fewer."""
+        images = self.rest.subset(portion(self.rest, min(max(many, 2), self.left), seed))
+        self.keep(images, self.asked(images))
+
     def known(self) -> tuple[ImageSet, Tensor]:
         """All images that may be learnt from so far, and their answers; what is held out is not among them."""
         images, answers, held = self._all()

@@ -17,7 +17,7 @@ from stillproof.core.plan import Context, Stage, job, stage
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError
-from stillproof.theft.asking import LearnsByKD, Questioning, Situation, portion, shares
+from stillproof.theft.asking import LearnsByKD, Questioning, Situation, shares
 from stillproof.theft.lesson import BUDGET
 from stillproof.theft.stages import Origin
 from stillproof.theft.thieves import titled
@@ -62,9 +62,7 @@ def ask_actively(
 ) -> Artefact:
     """Half of what is left for images of the shared draw, then in each round a student, and what it chooses."""
     work = Questioning(context, drawn, seed, **serving)
-    half = work.left - work.left // 2
-    begun = work.rest.subset(portion(work.rest, half, seed))
-    work.keep(begun, work.asked(begun))
+    work.begin(work.left - work.left // 2, seed)
     parts = carve(data)
     there = parts.pool if origin == "outside" else parts.training
     if work.images.labels is None:

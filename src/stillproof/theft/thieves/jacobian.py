@@ -15,7 +15,7 @@ from stillproof.core.plan import Context, Stage, job, stage
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError
-from stillproof.theft.asking import LearnsByKD, Questioning, Situation, portion, shares
+from stillproof.theft.asking import LearnsByKD, Questioning, Situation, shares
 from stillproof.theft.lesson import BUDGET
 from stillproof.theft.thieves import titled
 
@@ -49,8 +49,7 @@ def ask_augmented(
 ) -> Artefact:
     """Seeds, then in each round a student of all so far and views of some of it: a share `views` of what is left."""
     work = Questioning(context, drawn, seed, **serving)
-    seeds = work.rest.subset(portion(work.rest, work.left - int(views * work.left), seed))
-    work.keep(seeds, work.asked(seeds))
+    work.begin(work.left - int(views * work.left), seed)
     for number, many in enumerate(shares(work.left, rounds)):
         if not many:
             continue

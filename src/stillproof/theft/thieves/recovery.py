@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from stillproof.core.classifiers import Model, predict
 from stillproof.core.distillation import LEAST, TEACHER, CrossEntropy
+from stillproof.core.images import ImageSet
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import Noise, derive, permutation
 from stillproof.core.plan import Context, Stage, job, stage
@@ -36,6 +37,21 @@ STEPS, BATCH, RATE = 1000, 256, 3e-3
 
 COLDEST, HOTTEST = 0.25, 4.0
 """How sure of itself the victim is, is not known: shadow answers are taken at temperatures between these."""
+
+
+def shadow_parts(images: ImageSet, kept: Tensor, held: Tensor, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """For each shadow student the rows that it learns, and those that it answers about: int64.
+
+    kept, held: the rows that may be learnt, and the others. Each student learns its part of those, and answers about
+    the rest of them. Where a part would have fewer than two images, too few to train on, one student learns them all
+    and answers about those that are held out.
+    """
+    known, shares = images.subset(kept), (1 / SHADOWS,) * SHADOWS
+    for each in (known, replace(known, labels=None)):  # with one image a class left, a part would have all of them
+        parts = [kept[rows] for rows in each.split(shares, derive(seed, "shadow parts"))]
+        if all(len(rows) > 1 for rows in parts):
+            return [(rows, torch.cat(parts[:number] + parts[number + 1 :])) for number, rows in enumerate(parts)]
+    return [(kept, held)]
 
 
 def shadow_answers(answers: Tensor, many: int, seed: int) -> Tensor:
@@ -153,17 +169,11 @@ def recover(
     are not held out. calibration: what the guessed response was tuned to, for a thief who knows that.
     """
     images, served = images_of(asked), asked.tensors[TEACHER]
-    kept, _ = images.split((1 - HELD_OUT, HELD_OUT), seed)  # as theft.stages.attempt does
-    labels = served.argmax(dim=1) if images.labels is None else images.labels
-    known = replace(images, labels=labels).subset(kept)
-    shares = (1 / SHADOWS,) * SHADOWS
-    parts = known.split(shares, derive(seed, "shadow parts"))
-    if not all(len(rows) for rows in parts):  # one query a class is left: a part would have all of them
-        parts = replace(known, labels=None).split(shares, derive(seed, "shadow parts"))
+    kept, held = images.split((1 - HELD_OUT, HELD_OUT), seed)  # as theft.stages.attempt does
+    known = replace(images, labels=served.argmax(dim=1) if images.labels is None else images.labels)
     answers, cost = [], Cost()
     unwatched = Context(context.runtime, advance=context.advance)  # a checkpoint holds one student
-    for number, rows in enumerate(parts):
-        others = torch.cat([part for place, part in enumerate(parts) if place != number])
+    for number, (rows, others) in enumerate(shadow_parts(known, kept, held, seed)):
         lesson = Lesson(unwatched, known.subset(rows), {}, model, recipe, derive(seed, "shadow", number))
         student = lesson.student()
         trained = lesson.fit(student, CrossEntropy())

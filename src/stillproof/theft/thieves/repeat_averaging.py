@@ -14,14 +14,18 @@ from stillproof.theft.asking import LearnsByKD, Questioning, Situation, portion
 from stillproof.theft.thieves import titled
 
 
-@job(version=2)
+@job(version=3)
 def ask_repeatedly(context: Context, drawn: Artefact, *, times: int, seed: int, **serving: Any) -> Artefact:
     """Ask about each image several times and keep the mean probabilities.
 
     The first image is asked about twice before anything else. If both answers are the same there is nothing to average,
-    and the rest of the budget goes to other images, one query each.
+    and the rest of the budget goes to other images, one query each. So it does where fewer than two images could be
+    asked about so often: nobody learns from one.
     """
     work = Questioning(context, drawn, seed, **serving)
+    if work.left < 2 * times:
+        work.keep(work.rest, work.asked(work.rest))
+        return work.artefact()
     first = work.rest.subset(torch.tensor([0]))
     once, again = work.asked(first), work.asked(first)
     others = work.rest.subset(torch.arange(1, len(work.rest)))
@@ -30,13 +34,11 @@ def ask_repeatedly(context: Context, drawn: Artefact, *, times: int, seed: int, 
         asked = others.subset(torch.arange(work.left))
         work.keep(asked, work.asked(asked))
         return work.artefact()
-    answers = [once, again, *(work.asked(first) for _ in range(min(times, work.left + 2) - 2))]
+    answers = [once, again, *(work.asked(first) for _ in range(times - 2))]
     work.keep(first, torch.stack(answers).exp().mean(dim=0).log())
-    many = work.left // times
-    if many:
-        asked = others.subset(portion(others, many, seed))
-        answers = [work.asked(asked) for _ in range(times)]
-        work.keep(asked, torch.stack(answers).exp().mean(dim=0).log())
+    asked = others.subset(portion(others, work.left // times, seed))
+    answers = [work.asked(asked) for _ in range(times)]
+    work.keep(asked, torch.stack(answers).exp().mean(dim=0).log())
     return work.artefact()
 
 
