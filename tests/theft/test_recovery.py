@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from stillproof.core.classifiers import Model
-from stillproof.core.distillation import TEACHER
+from stillproof.core.distillation import TEACHER, Distillation
 from stillproof.core.noise import Noise
 from stillproof.core.plan import Context
 from stillproof.core.plugins import build
@@ -21,9 +21,11 @@ from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError
 from stillproof.serving.oracle import Reveal
-from stillproof.theft.lesson import Lesson
+from stillproof.theft.lesson import BUDGET, Lesson
 from stillproof.theft.stages import HELD_OUT, SERVED, attempt, images_of
 from stillproof.theft.thieves.recovery import (
+    SHADOWS,
+    AsServed,
     Recovery,
     Restorer,
     answered,
@@ -198,6 +200,28 @@ def test_without_labels_it_is_scored_by_the_classes_that_were_served() -> None:
     share = float((given.tensors[TEACHER][held].argmax(1) == 2).double().mean())
     assert score == pytest.approx(share)
     assert share < 1
+
+
+def test_plain_kd_is_among_what_is_tried() -> None:
+    """So that a wrong guess leaves the thief no worse than one who guesses nothing."""
+    found = Recovery().candidates()
+    served = [each for each in found if isinstance(each, AsServed)]
+    assert len(found) == 2 * len(served) == BUDGET - SHADOWS
+    assert {(each.temperature, each.alpha) for each in served} == {(each.temperature, each.alpha) for each in found}
+    given = asked(labelled=True)
+    recovered = {**given.tensors, TEACHER: given.tensors[TEACHER].flip(1), SERVED: given.tensors[TEACHER]}
+    one = attempt.run(CONTEXT, replace(given, tensors=recovered), objective=served[0], **TRAINING)
+    plain = Distillation(temperature=served[0].temperature, alpha=served[0].alpha)
+    assert one.values == attempt.run(CONTEXT, given, objective=plain, **TRAINING).values
+    assert one.values != attempt.run(CONTEXT, replace(given, tensors=recovered), objective=plain, **TRAINING).values
+
+
+def test_nothing_is_recovered_below_what_was_learnt(monkeypatch: pytest.MonkeyPatch) -> None:
+    sure = torch.full((40, 5), -60.0).index_fill(1, torch.tensor([0]), 0.0)
+    monkeypatch.setattr("stillproof.theft.thieves.recovery.restorer", lambda *_: lambda _: sure)
+    found = recovery(asked(labelled=True), monkeypatch).tensors[TEACHER]
+    assert float(found.exp().min()) == pytest.approx(1e-8, rel=1e-3)
+    assert torch.allclose(found.exp().sum(1), torch.ones(40), atol=1e-5)
 
 
 def test_a_guess_is_a_spec_and_what_answers_do_not_determine_is_refused() -> None:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from stillproof.core.classifiers import Model
-from stillproof.core.distillation import TEACHER, Batch
+from stillproof.core.distillation import TEACHER, Batch, Distillation
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.noise import Noise
 from stillproof.core.plan import Context
@@ -17,8 +17,9 @@ from stillproof.core.spec import Spec
 from stillproof.core.training import Recipe
 from stillproof.errors import InputError
 from stillproof.theft import reference
-from stillproof.theft.asking import ChoosesQueries
+from stillproof.theft.asking import ChoosesQueries, spread
 from stillproof.theft.lesson import BUDGET, Course, Lesson, trainings
+from stillproof.theft.stages import SERVED
 from stillproof.theft.thieves import Thief
 from stillproof.theft.transfer import Queries
 
@@ -37,9 +38,11 @@ def losses(name: str, *, labelled: bool, answers: torch.Tensor) -> list[float]:
     index = torch.arange(8)
     labels = index % 4 if labelled else None
     images = torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    batch = Batch(as_float(images), labels, index, {TEACHER: answers}, Noise(0, index, 0))
+    batch = Batch(as_float(images), labels, index, {TEACHER: answers, SERVED: answers}, Noise(0, index, 0))
     given = ImageSet(images, labels, ("a", "b", "c", "d"), "eight")
-    lesson = Lesson(CONTEXT, given, {TEACHER: answers}, Model("zoo:cnn?width=4"), Recipe(epochs=1, batch_size=8), 0)
+    lesson = Lesson(
+        CONTEXT, given, {TEACHER: answers, SERVED: answers}, Model("zoo:cnn?width=4"), Recipe(epochs=1, batch_size=8), 0
+    )
     return [
         candidate.train(lesson)[1].loss if isinstance(candidate, Course) else float(candidate(model, batch).detach())
         for candidate in thief(name).candidates()
@@ -100,6 +103,13 @@ def test_candidates_differ_and_say_so(name: str) -> None:
     said = [str(candidate) for candidate in thief(name).candidates()]
     assert len(set(said)) == len(said) >= 1
     assert thief(name).title
+
+
+def test_what_a_budget_has_no_room_for_is_left_out_evenly() -> None:
+    tries = [Distillation(temperature=t) for t in range(1, 11)]
+    assert [each.temperature for each in spread(tries, 4)] == [2, 4, 7, 9]
+    assert [each.temperature for each in spread(tries, 1)] == [6]
+    assert spread(tries, 10) == spread(tries, 11) == tuple(tries)
 
 
 def test_a_fixed_thief_tries_one_thing_and_is_named_for_it() -> None:

@@ -161,6 +161,12 @@ def shares(total: int, parts: int) -> Sequence[int]:
     return [total * (part + 1) // parts - total * part // parts for part in range(parts)]
 
 
+def spread(tries: Sequence[Distillation], many: int) -> tuple[Distillation, ...]:
+    """So many of them, evenly along their order; all where there are no more."""
+    many = min(many, len(tries))
+    return tuple(tries[(2 * place + 1) * len(tries) // (2 * many)] for place in range(many))
+
+
 @dataclass(frozen=True, kw_only=True)
 class LearnsByKD:
     """What thieves have in common that differ from `kd` in what they ask alone: a base of theirs."""
@@ -186,7 +192,11 @@ class LearnsByKD:
         """How many students it trains in order to choose."""
         return 0
 
-    def candidates(self) -> tuple[Distillation, ...]:
-        """What KD tries (thieves.kd), the least softened first, as far as the budget of trainings has room."""
+    def grid(self) -> tuple[Distillation, ...]:
+        """What KD tries (thieves.kd), the least softened first."""
         tries = ((t, a) for t in tried(self.temperature, *TEMPERATURES) for a in tried(self.alpha, 0.9, 0.5))
-        return tuple(Distillation(temperature=t, alpha=a) for t, a in tries)[: BUDGET - self.substitutes]
+        return tuple(Distillation(temperature=t, alpha=a) for t, a in tries)
+
+    def candidates(self) -> tuple[Distillation, ...]:
+        """What KD tries, as far as the budget of trainings has room."""
+        return self.grid()[: BUDGET - self.substitutes]

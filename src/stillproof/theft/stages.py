@@ -261,8 +261,8 @@ def settle(
 
 
 def _answers(transfer: Artefact, rows: Tensor) -> dict[str, Tensor]:
-    """The column of answers; the reference has none."""
-    return {TEACHER: transfer.tensors[TEACHER][rows]} if TEACHER in transfer.tensors else {}
+    """The columns of answers, also as they were served where they were changed since; the reference has none."""
+    return {name: transfer.tensors[name][rows] for name in (TEACHER, SERVED) if name in transfer.tensors}
 
 
 def images_of(transfer: Artefact) -> ImageSet:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stillproof.core.classifiers import Model, predict
-from stillproof.core.distillation import LEAST, TEACHER, CrossEntropy
+from stillproof.core.distillation import LEAST, TEACHER, Batch, CrossEntropy, Distillation
 from stillproof.core.images import ImageSet
 from stillproof.core.measurement import Cost
 from stillproof.core.noise import Noise, derive, permutation
@@ -23,8 +23,8 @@ from stillproof.serving.guard import guard
 from stillproof.serving.oracle import Reveal, shown
 from stillproof.serving.responses import Response
 from stillproof.serving.responses.joined import parts_of, response_of
-from stillproof.theft.asking import LearnsByKD, Situation
-from stillproof.theft.lesson import Lesson
+from stillproof.theft.asking import LearnsByKD, Situation, spread
+from stillproof.theft.lesson import BUDGET, Lesson
 from stillproof.theft.stages import HELD_OUT, SERVED, ask, images_of, tuned
 from stillproof.theft.thieves import titled
 from stillproof.theft.transfer import log_probabilities
@@ -150,7 +150,7 @@ def answered(original: Tensor, response: Response, reveal: Reveal) -> Tensor:
     return log_probabilities(shown(served, reveal), reveal, original.shape[1])
 
 
-@job(version=3)
+@job(version=4)
 def recover(
     context: Context,
     asked: Artefact,
@@ -181,7 +181,19 @@ def recover(
         cost += Cost(forwards=trained.forwards + len(others), backwards=trained.backwards)
     original = shadow_answers(torch.cat(answers), samples, seed)
     restored = restorer(answered(original, tuned(guess, calibration), reveal), original, seed)(served)
+    restored = restored.clamp(min=math.log(LEAST)).log_softmax(dim=1)  # below, nothing was told, and nothing learnt
     return Artefact(asked.values, {**asked.tensors, TEACHER: restored, SERVED: served}, cost)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AsServed(Distillation):
+    """KD of the answers as they were served, not as they were recovered."""
+
+    def __call__(self, student: nn.Module, batch: Batch) -> Tensor:
+        return super().__call__(student, replace(batch, columns={TEACHER: batch.columns[SERVED]}))
+
+    def __str__(self) -> str:
+        return f"{super().__str__()}, as served"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +207,8 @@ class Recovery(LearnsByKD):
     As ModelGuard's code: shadow answers are Dirichlet around those of shadow students, the map has two hidden layers
     of its widths and learns by soft cross-entropy with Adam. Otherwise: two students of half the queries each instead
     of twenty of other data; also samples at several temperatures; the map reads logarithms too and begins near the
-    answer itself; thousands of samples, not a million; 1000 steps.
+    answer itself; thousands of samples, not a million; 1000 steps; and half of what it tries are the answers as they
+    were served, so that a wrong guess costs it no more than fewer tries.
     """
 
     guess: str = "reverse-sigmoid"
@@ -224,6 +237,11 @@ class Recovery(LearnsByKD):
     @property
     def substitutes(self) -> int:
         return SHADOWS
+
+    def candidates(self) -> tuple[Distillation, ...]:
+        """Of KD's tries as many as the budget has room for, each with the recovered and with the served answers."""
+        recovered = spread(self.grid(), (BUDGET - SHADOWS) // 2)
+        return (*recovered, *(AsServed(temperature=each.temperature, alpha=each.alpha) for each in recovered))
 
     def transfer(self, label: str, situation: Situation) -> Stage:
         """The stage that recovers what the shared questions were answered."""
