@@ -13,6 +13,7 @@ from stillproof.core.classifiers import Model, predict
 from stillproof.core.distillation import (
     TEACHER,
     Batch,
+    Distillation,
     StandardisedDistillation,
     completed,
     kd_divergence,
@@ -26,7 +27,7 @@ from stillproof.core.plugins import build
 from stillproof.core.runtime import Runtime
 from stillproof.core.sources import DataSource
 from stillproof.core.spec import Spec
-from stillproof.core.training import Recipe
+from stillproof.core.training import Fit, Recipe
 from stillproof.errors import InputError
 from stillproof.serving.oracle import Answer, Reveal, shown
 from stillproof.theft.lesson import BUDGET, Candidate, Lesson, taught, trainings
@@ -245,25 +246,47 @@ def test_a_sequence_trains_as_many_students_as_it_counts_and_stays_in_the_budget
         SCM(length=11)
 
 
-def test_a_later_student_of_the_sequence_never_sees_the_answers(toy: ImageSet) -> None:
-    """What the second learns is the first, not the column."""
+def test_the_master_of_a_later_student_is_the_victim_and_the_student_before_it(toy: ImageSet) -> None:
     seen: list[Tensor] = []
+    made: list[Tensor] = []
 
     class Spied(Lesson):
         def fit(self, student, objective, columns=None, *, last=True):  # type: ignore[no-untyped-def]
             seen.append(columns[TEACHER])
-            made = super().fit(student, objective, columns, last=last)
-            self.made.append(predict(student, self.images, self.context.runtime))  # type: ignore[attr-defined]
-            return made
+            trained = super().fit(student, objective, columns, last=last)
+            made.append(predict(student, self.images, self.context.runtime))
+            return trained
 
-    answers = torch.randn(len(toy), 3).log_softmax(1)
+    answers = torch.randn(len(toy), 3, generator=torch.Generator().manual_seed(0)).log_softmax(1)
+    answers[0, 1] = -torch.inf
     plain = lesson(toy, answers)
     spied = Spied(plain.context, plain.images, plain.answers, plain.model, plain.recipe, plain.seed)
-    object.__setattr__(spied, "made", [])
     Sequence(temperature=4, weight=0.1, length=3).train(spied)
     assert seen[0] is answers
-    assert torch.equal(seen[1], spied.made[0])  # type: ignore[attr-defined]
-    assert torch.equal(seen[2], spied.made[1])  # type: ignore[attr-defined]
+    for master, before in zip(seen[1:], made[:2], strict=True):
+        mean = (answers.softmax(1) + before.softmax(1)) / 2
+        assert torch.allclose(master.exp(), mean, atol=1e-6)
+
+
+def test_plain_kd_is_among_what_scm_tries() -> None:
+    found = SCM().candidates()
+    assert sum(trainings(candidate) for candidate in found) == BUDGET
+    assert {c.temperature for c in found if (c.weight, c.length) == (0, 1)} == {1, 4, 8}
+    assert any(c.weight > 0 and c.length == 2 for c in found)
+    (alone,) = SCM(temperature=4, weight=0, length=1).candidates()
+    answers, student = logits(0), Given(logits(1))
+    spied: list[Tensor] = []
+
+    class Heard(Lesson):
+        def fit(self, _student, objective, columns=None, *, last=True):  # type: ignore[no-untyped-def]  # noqa: ARG002
+            spied.append(objective(student, batch(answers)).detach())
+            return Fit(0.0, 0, 0, None)
+
+    images = ImageSet(torch.zeros(N, 1, 8, 8, dtype=torch.uint8), LABELS, tuple("abcde"), "six")
+    plain = lesson(images, answers)
+    alone.train(Heard(plain.context, images, plain.answers, plain.model, plain.recipe, plain.seed))
+    kd = Distillation(temperature=4, alpha=0.5)(student, batch(answers))
+    assert float(spied[0]) == pytest.approx(float(kd.detach()), rel=1e-5)
 
 
 # skeptical

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -15,7 +17,7 @@ from stillproof.core.distillation import TEACHER, Batch, completed, kd_divergenc
 from stillproof.core.training import Fit
 from stillproof.errors import InputError
 from stillproof.theft.lesson import BUDGET, Lesson
-from stillproof.theft.thieves import DEFENDED, Tuned, titled, tried
+from stillproof.theft.thieves import DEFENDED, Tuned, titled
 
 CLOSENESS = 0.1
 """The temperature at which likenesses are compared."""
@@ -46,14 +48,21 @@ class _Contrastive:
         return learnt / 2 + self.weight * contrast(output, master, labels)
 
 
+def midway(first: Tensor, second: Tensor) -> Tensor:
+    """Logarithm of the mean probabilities: (N, K). first, second: logits, (N, K), -inf where 0."""
+    return torch.logaddexp(first.log_softmax(dim=1), second.log_softmax(dim=1)) - math.log(2)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Sequence:
     """A course of students: ½·CE + ½·T²·KL(master ‖ student) + weight·contrast, where the master of the first is the
-    victim and that of each later one the student before it; the last is kept."""
+    victim and that of each later one the mean of the victim's answer and the student's before it; the last is kept."""
 
     temperature: float
     weight: float
     length: int
+
+    version: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
         if self.temperature <= 0 or self.weight < 0 or not 1 <= self.length <= BUDGET:
@@ -73,7 +82,8 @@ class Sequence:
         for number in range(1, self.length):
             student = lesson.student(f"student {number}")
             trained = lesson.fit(student, objective, columns, last=False)
-            columns = {TEACHER: predict(student, lesson.images, lesson.context.runtime)}
+            said = predict(student, lesson.images, lesson.context.runtime)
+            columns = {TEACHER: midway(lesson.answers[TEACHER], said)}
             forwards += trained.forwards + len(lesson.images)
             backwards += trained.backwards
         student = lesson.student()
@@ -85,13 +95,26 @@ class Sequence:
         return f"T = {self.temperature:g}, weight {self.weight:g}, {students}"
 
 
+TRIES = (
+    Sequence(temperature=4, weight=0.1, length=2),
+    Sequence(temperature=1, weight=0.1, length=2),
+    # without contrast one student is plain KD: no thief should be worse than that where there is no defence
+    Sequence(temperature=1, weight=0, length=1),
+    Sequence(temperature=4, weight=0, length=1),
+    Sequence(temperature=8, weight=0, length=1),
+    Sequence(temperature=4, weight=0.1, length=1),
+    Sequence(temperature=1, weight=0.1, length=1),
+    Sequence(temperature=4, weight=1, length=1),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SCM(Tuned):
     """A sequence of contrastive students ("Distilling the Undistillable", Jandial et al. 2022, arXiv 2210.11728).
 
-    The paper's formula was not at hand. This reading: each student distils the one before it beside the labels, with a
-    contrastive term over the batch's answers. length: of the sequence; without one the thief tries 2, and the first
-    student alone.
+    The paper's formula was not at hand. This reading: each student distils the mean of the victim and the one before it
+    beside the labels, with a contrastive term over the batch's answers. length: of the sequence; without one the thief
+    tries two students, and the first alone, with and without contrast.
     """
 
     length: int | None = None
@@ -108,9 +131,9 @@ class SCM(Tuned):
         return titled(several, {"T": self.temperature, "weight": self.weight})
 
     def candidates(self) -> tuple[Sequence, ...]:
-        """As many as the budget has room for."""
-        lengths = (2, 1) if self.length is None else (self.length,)
-        settings = [(t, w) for w in tried(self.weight, 0.1, 1.0) for t in tried(self.temperature, 4.0, 1.0)]
-        found = [Sequence(temperature=t, weight=w, length=n) for n in lengths for t, w in settings]
+        """As many of TRIES, with what is fixed, as the budget has room for."""
+        fixed = {"length": self.length, "temperature": self.temperature, "weight": self.weight}
+        given = {option: value for option, value in fixed.items() if value is not None}
+        found = tuple(dict.fromkeys(replace(each, **given) for each in TRIES))
         spent = accumulate(each.trainings for each in found)
         return tuple(each for each, so_far in zip(found, spent, strict=True) if so_far <= BUDGET)
