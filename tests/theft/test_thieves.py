@@ -20,7 +20,7 @@ from stillproof.theft import reference
 from stillproof.theft.asking import ChoosesQueries, spread
 from stillproof.theft.lesson import BUDGET, Course, Lesson, trainings
 from stillproof.theft.stages import SERVED
-from stillproof.theft.thieves import Thief
+from stillproof.theft.thieves import TEMPERATURES, Thief
 from stillproof.theft.transfer import Queries
 
 THIEVES = sorted(BUILT_IN["thief"])
@@ -110,6 +110,12 @@ def test_what_a_budget_has_no_room_for_is_left_out_evenly() -> None:
     assert [each.temperature for each in spread(tries, 4)] == [2, 4, 7, 9]
     assert [each.temperature for each in spread(tries, 1)] == [6]
     assert spread(tries, 10) == spread(tries, 11) == tuple(tries)
+
+
+@pytest.mark.parametrize("name", ["repeat-averaging", "jacobian", "active", "recovery"])
+def test_who_asks_otherwise_tries_the_whole_span_of_temperatures(name: str) -> None:
+    found = {candidate.temperature for candidate in thief(name).candidates()}  # type: ignore[attr-defined]
+    assert (min(found), max(found)) == (min(TEMPERATURES), max(TEMPERATURES))
 
 
 def test_a_fixed_thief_tries_one_thing_and_is_named_for_it() -> None:

@@ -198,5 +198,5 @@ class LearnsByKD:
         return tuple(Distillation(temperature=t, alpha=a) for t, a in tries)
 
     def candidates(self) -> tuple[Distillation, ...]:
-        """What KD tries, as far as the budget of trainings has room."""
-        return self.grid()[: BUDGET - self.substitutes]
+        """What KD tries, from the least to the most softened, as many as the budget of trainings has room for."""
+        return spread(self.grid(), BUDGET - self.substitutes)
