@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from stillproof.core.carving import load_data
 from stillproof.core.classifiers import Model
-from stillproof.core.distillation import TEACHER
+from stillproof.core.distillation import TEACHER, Distillation
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context
@@ -23,7 +23,8 @@ from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.serving.oracle import Oracle, Reveal
 from stillproof.theft.asking import portion, shares
-from stillproof.theft.stages import HELD, attempt, draw, images_of
+from stillproof.theft.lesson import Lesson
+from stillproof.theft.stages import HELD, attempt, draw, images_of, settle
 from stillproof.theft.thieves.active import ask_actively, farthest_first, most_uncertain
 from stillproof.theft.thieves.jacobian import ask_augmented, augmented
 from stillproof.theft.thieves.knockoff import ask_about_others, fitted
@@ -122,8 +123,6 @@ def test_without_labels_the_same_images_are_asked_about(name: str, drawn: Artefa
 
 
 def test_an_attempt_scores_by_what_is_held_out(drawn: Artefact, data: Artefact) -> None:
-    from stillproof.core.distillation import Distillation
-
     made = asked_by("entropy", drawn, data, served(drawn))
     objective = Distillation(temperature=1.0, alpha=0.5)
     found = attempt.run(CONTEXT, made, objective=objective, **TRAINING)
@@ -228,6 +227,28 @@ def test_other_images_need_no_labels_of_their_own(drawn: Artefact, data: Artefac
     made = asked_by("knockoff", drawn, data, served(drawn))
     other = ~made.tensors[HELD]
     assert torch.equal(images_of(made).known_labels()[other], made.tensors[TEACHER].argmax(1)[other])
+
+
+@pytest.mark.parametrize("name", ["knockoff", "jacobian"])
+def test_a_student_of_other_images_learns_none_of_the_victim_s_kind(
+    name: str, drawn: Artefact, data: Artefact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other students learn in the end what they were chosen by."""
+    learnt: list[bytes] = []
+    original = Lesson.student
+
+    def student(lesson: Lesson, what: str = "") -> nn.Module:
+        learnt[:] = rows(lesson.images)
+        return original(lesson, what)
+
+    monkeypatch.setattr(Lesson, "student", student)
+    transfer = asked_by(name, drawn, data, served(drawn))
+    tried = [Artefact({"score": 0.5, "loss": 1.0})]
+    objectives = [Distillation(temperature=1.0, alpha=1.0)]
+    settle.run(CONTEXT, transfer, tried, data, objectives=objectives, **TRAINING)
+    held = set(rows(images_of(transfer).subset(transfer.tensors[HELD].nonzero().flatten())))
+    assert len(learnt) == (60 - len(held) if name == "knockoff" else 60)
+    assert bool(set(learnt) & held) == (name != "knockoff")
 
 
 # parts

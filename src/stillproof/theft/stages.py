@@ -39,6 +39,9 @@ HELD = "held"
 SERVED = "served"
 """The tensor of the answers as they were served, log-probabilities, (n, K), where TEACHER holds others."""
 
+CHOOSES_ONLY = "chooses_only"
+"""The value that says whether what is held out only chooses, and the student that is kept does not learn it."""
+
 WORST = 1e9
 """The loss of a candidate that diverged."""
 
@@ -219,7 +222,7 @@ def attempt(
     return Artefact(values, {}, Cost(forwards=trained.forwards + len(held), backwards=trained.backwards))
 
 
-@job(version=3)
+@job(version=4)
 def settle(
     context: Context,
     transfer: Artefact,
@@ -233,6 +236,8 @@ def settle(
 ) -> Artefact:
     """The candidate that scored best, trained on all queries, and what it says about the test images.
 
+    Where those that are held out only choose, it is trained on the others.
+
     Best: most held-out images right; among equals the smaller loss. Raises TrainingDiverged if all diverged.
     """
     if all("diverged" in tried.values for tried in attempts):
@@ -240,9 +245,10 @@ def settle(
     ranked = [(-tried.values["score"], tried.values["loss"]) for tried in attempts]
     chosen = ranked.index(min(ranked))
     images = images_of(transfer)
-    everything = torch.arange(len(images))
+    learnt = ~transfer.tensors[HELD] if transfer.values.get(CHOOSES_ONLY) else torch.ones(len(images), dtype=torch.bool)
+    rows = learnt.nonzero().flatten()
     student, trained = taught(
-        Lesson(context, images, _answers(transfer, everything), model, recipe, seed), objectives[chosen]
+        Lesson(context, images.subset(rows), _answers(transfer, rows), model, recipe, seed), objectives[chosen]
     )
     test = carve(data).test
     logits = predict(student, test, context.runtime)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -18,6 +18,7 @@ from stillproof.core.store import Artefact
 from stillproof.errors import InputError
 from stillproof.theft.asking import Questioning, Situation
 from stillproof.theft.lesson import BUDGET
+from stillproof.theft.stages import CHOOSES_ONLY
 from stillproof.theft.thieves import PEOPLES, TEMPERATURES, titled, tried
 
 
@@ -36,7 +37,7 @@ def _grey(images: Tensor) -> Tensor:
     return images.float().mean(dim=1, keepdim=True).round().to(torch.uint8)
 
 
-@job(version=2)
+@job(version=3)
 def ask_about_others(context: Context, drawn: Artefact, others: Artefact, *, seed: int, **serving: Any) -> Artefact:
     """Ask about random images of another set, in the victim's shape; those of the shared draw only choose.
 
@@ -55,15 +56,16 @@ def ask_about_others(context: Context, drawn: Artefact, others: Artefact, *, see
     answers = work.asked(asked)
     labels = None if work.images.labels is None else answers.argmax(dim=1)
     work.keep(ImageSet(asked.images, labels, classes, asked.name), answers)
-    return work.artefact()
+    made = work.artefact()
+    return replace(made, values={**made.values, CHOOSES_ONLY: True})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Knockoff:
     """KnockoffNets (Orekondy et al. 2019, arXiv 1812.02766) with random queries: soft cross-entropy to the answers.
 
-    The queries are --query-data; the fifth that it chooses among candidates by are images of the victim's own kind.
-    The paper's temperature is 1.
+    The queries are --query-data; the fifth that it chooses among candidates by are images of the victim's own kind, of
+    which its student learns none. The paper's temperature is 1.
     """
 
     temperature: float | None = None
