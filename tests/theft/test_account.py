@@ -8,6 +8,7 @@ import numpy as np
 
 from stillproof.findings import Finding
 from stillproof.theft.account import Account, Student
+from stillproof.theft.curves import curves, over_budgets
 
 LABELS = np.arange(400) % 4
 
@@ -73,3 +74,36 @@ def test_who_chose_which_images_are_labelled_decides_nothing_and_is_reported() -
     assert [row[0] for row in table.rows] == ["KD", "active"]
     assert "No finding is decided by active" in table.note
     assert not any(table.note for table in account(student("KD", 0.5, 0.6)).tables() if "Thieves" in table.title)
+
+
+def lost(title: str, **more: Any) -> Student:
+    """A thief whose training diverged in one seed, and who did best by its held-out queries."""
+    return student(title, 0.9, 0.99, chosen=[0, None, 0], diverged=("seed 1: the loss became nan.",), **more)
+
+
+def test_a_thief_whose_training_diverged_is_never_the_best_and_is_said_to_have() -> None:
+    made = account(student("KD", 0.8, 0.7), lost("SCM"))
+    assert made.theft("victim").thief == "KD"
+    finding = found(made, "SP-T1", "victim")
+    assert finding.status == "fail"
+    assert "The training of SCM diverged: seed 1: the loss became nan." in finding.evidence
+    table = next(table for table in made.tables() if table.title == "Thieves of victim")
+    assert table.rows[1][1] == "one; diverged; one"
+    assert all(cell.value is None for cell in table.rows[1][2:8])  # type: ignore[union-attr]
+    (bars, *_) = curves(made)
+    assert all(series.y[0] is not None is series.y[1] for series in bars.series)
+
+
+def test_where_nobody_has_a_copy_nothing_is_concluded() -> None:
+    for made in (
+        account(lost("KD"), lost("SCM"), student("active", 0.9, 0.9, judged=False)),
+        account(student("KD", 0.8, 0.7), reference=lost("reference")),
+        account(student("KD", 0.8, 0.7), lost("label only"), reference=None, floor="label only"),
+    ):
+        for rule, subject in (("SP-T1", "victim"), ("SP-T2", "d")):
+            finding = found(made, rule, subject)
+            assert finding.status == "inconclusive"
+            assert any("diverged" in line for line in finding.evidence)
+        assert made.tables()
+        assert over_budgets([made]).series
+        assert "unmeasured" in made.summary()

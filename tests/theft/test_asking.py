@@ -20,10 +20,12 @@ from stillproof.core.runtime import Runtime
 from stillproof.core.sources.digits import Digits
 from stillproof.core.stages import classifier_artefact
 from stillproof.core.store import Artefact
-from stillproof.core.training import Recipe
+from stillproof.core.training import Fit, Recipe
+from stillproof.errors import TrainingDiverged
 from stillproof.serving.oracle import Oracle, Reveal
 from stillproof.theft.asking import portion, shares
 from stillproof.theft.lesson import Lesson
+from stillproof.theft.outcome import DIVERGED, divergence_of
 from stillproof.theft.stages import HELD, attempt, draw, images_of, settle
 from stillproof.theft.thieves.active import ask_actively, farthest_first, most_uncertain
 from stillproof.theft.thieves.jacobian import ask_augmented, augmented
@@ -249,6 +251,43 @@ def test_a_student_of_other_images_learns_none_of_the_victim_s_kind(
     held = set(rows(images_of(transfer).subset(transfer.tensors[HELD].nonzero().flatten())))
     assert len(learnt) == (60 - len(held) if name == "knockoff" else 60)
     assert bool(set(learnt) & held) == (name != "knockoff")
+
+
+# where training diverges
+
+
+def settled(drawn: Artefact, data: Artefact, diverging: set[float], monkeypatch: pytest.MonkeyPatch) -> Artefact:
+    """Of three candidates, at T = 1, 2 and 3, the last of which diverged when it was tried; these diverge now."""
+    transfer = asked_by("repeat", drawn, data, served(drawn))
+    original = Lesson.fit
+
+    def fit(lesson: Lesson, student: nn.Module, objective: Any, *given: Any, **more: Any) -> Fit:
+        if objective.temperature in diverging:
+            raise TrainingDiverged(f"the loss at T = {objective.temperature:g} became nan.")
+        return original(lesson, student, objective, *given, **more)
+
+    monkeypatch.setattr(Lesson, "fit", fit)
+    tried = [Artefact({"score": 0.5, "loss": 1.0}), Artefact({"score": 0.6, "loss": 1.0})]
+    tried.append(Artefact({"score": 0.0, "loss": 1e9, DIVERGED: "the loss became nan."}))
+    objectives = [Distillation(temperature=t, alpha=1.0) for t in (1.0, 2.0, 3.0)]
+    return settle.run(CONTEXT, transfer, tried, data, objectives=objectives, **TRAINING)
+
+
+def test_where_the_best_candidate_diverges_the_next_is_trained(
+    drawn: Artefact, data: Artefact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert settled(drawn, data, set(), monkeypatch).values["chosen"] == 1
+    found = settled(drawn, data, {2.0}, monkeypatch)
+    assert (found.values["chosen"], divergence_of(found)) == (0, None)
+
+
+def test_where_all_diverge_the_thief_has_no_copy_and_the_run_goes_on(
+    drawn: Artefact, data: Artefact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = settled(drawn, data, {1.0, 2.0}, monkeypatch)
+    assert (found.values["chosen"], divergence_of(found)) == (None, "the loss at T = 1 became nan.")
+    assert found.values["scores"] == [0.5, 0.6, 0.0]
+    assert len(found.tensors["logits"]) == len(found.tensors["labels"])
 
 
 # parts

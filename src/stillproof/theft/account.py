@@ -33,8 +33,8 @@ class Student:
     """What was tried, in words."""
     temperatures: tuple[float, ...]
     """At which T, for those that distil; else empty."""
-    chosen: Sequence[int]
-    """Which candidate each seed settled on."""
+    chosen: Sequence[int | None]
+    """Which candidate each seed settled on; None where all diverged."""
     scores: Array
     """Held-out score of every candidate, (seeds, candidates)."""
     losses: Array
@@ -45,6 +45,8 @@ class Student:
     bits: float
     judged: bool = True
     """Whether a finding may be decided by it."""
+    diverged: Sequence[str] = ()
+    """How its training did, in each seed in which it did: its logits there are those of an untrained network."""
 
     @property
     def guesses(self) -> list[Array]:
@@ -53,13 +55,13 @@ class Student:
 
     @property
     def score(self) -> list[float]:
-        """The held-out score of what was chosen, seed by seed."""
-        return [float(row[index]) for row, index in zip(self.scores, self.chosen, strict=True)]
+        """The held-out score of what was chosen, seed by seed, in those in which something was."""
+        return [float(row[index]) for row, index in zip(self.scores, self.chosen, strict=True) if index is not None]
 
     @property
     def settings(self) -> str:
         """What was chosen, in words."""
-        return "; ".join(self.candidates[index] for index in self.chosen)
+        return "; ".join("diverged" if index is None else self.candidates[index] for index in self.chosen)
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,18 +138,33 @@ class Account:
     def theft(self, served: str, thief: str | None = None) -> Theft:
         """The theft by one thief, or by the best of those by whom a finding may be decided."""
         students = self.thefts[served]
-        name = thief or protection.best(
-            {key: (students[key].scores, students[key].losses) for key in self._judged(served)}
+        name = thief or self._best(served)
+        chosen = students[name]
+        baseline = students[self.floor or ""] if self.reference is None else self.reference
+        return Theft(
+            chosen.title,
+            self.right(chosen.logits),
+            self.right(baseline.logits),
+            "label-only thief" if self.reference is None else "independent reference",
+            is_baseline=chosen is baseline,
+            thief_diverged=bool(chosen.diverged),
+            baseline_diverged=bool(baseline.diverged),
         )
-        chosen, right = students[name], self.right(students[name].logits)
-        if self.reference is not None:
-            return Theft(chosen.title, right, self.right(self.reference.logits), "independent reference")
-        floor = self.right(students[self.floor or ""].logits)
-        return Theft(chosen.title, right, floor, "label-only thief", is_baseline=name == self.floor)
 
-    def _judged(self, served: str) -> list[str]:
-        """The thieves by whom a finding may be decided."""
-        return [key for key, student in self.thefts[served].items() if student.judged]
+    def _best(self, served: str) -> str:
+        """The best thief; where the training of all diverged, the first."""
+        able = self._deciding(served)
+        if not able:
+            return next(key for key, student in self.thefts[served].items() if student.judged)
+        return protection.best({key: (student.scores, student.losses) for key, student in able.items()})
+
+    def _deciding(self, served: str) -> dict[str, Student]:
+        """The thieves by whom a finding may be decided, and who have a copy."""
+        return {key: found for key, found in self.thefts[served].items() if found.judged and not found.diverged}
+
+    def accuracy(self, student: Student) -> Measurement:
+        """On the test images. Without a value where its training diverged."""
+        return protection.copy_accuracy(self.right(student.logits), diverged=bool(student.diverged))
 
     def summary(self) -> str:
         """The result in one sentence."""
@@ -165,7 +182,7 @@ class Account:
         """SP-T1 for everything served, SP-T2 to SP-T4 for every defence."""
         found = []
         for name in self.served:
-            others = [self.theft(name, thief) for thief in self._judged(name)]
+            others = [self.theft(name, thief) for thief in self._deciding(name)]
             found.append(protection.gain_finding(name, self.theft(name), self._circumstances(name), others))
         for name in self.defences:
             found += self._about(name, promised, utility_budget)
@@ -206,9 +223,12 @@ class Account:
             "The victim answers the same image differently each time: only repeat-averaging asks about an image again."
         )
         apart = self._apart(served)
+        students = [*self.thefts[served].values(), *([self.reference] if self.reference is not None else [])]
+        lost = [f"The training of {student.title} diverged: {how}" for student in students for how in student.diverged]
         return [
             self._floor(served),
             *([apart] if apart else []),
+            *lost,
             *([unknown] if self.brought else []),
             *([begun] if self.pretrained else []),
             *([] if self.deterministic else [random]),
@@ -220,8 +240,10 @@ class Account:
             return "Without labels there is no independent reference: the gain is over the label-only thief."
         if self.floor is None:
             return "The label-only thief did not take part, so the floor of label-keeping defences is not shown."
-        floor = measures.mean_share(self.right(self.thefts[served][self.floor].logits))
-        return f"The label-only thief, the floor of every defence that keeps top-1, reaches {floor.value:.1%}."
+        floor = self.accuracy(self.thefts[served][self.floor]).value
+        if floor is None:
+            return "The training of the label-only thief diverged, so the floor of label-keeping defences is not shown."
+        return f"The label-only thief, the floor of every defence that keeps top-1, reaches {floor:.1%}."
 
     def _apart(self, served: str) -> str:
         """Who is reported and decides nothing, and why; empty where there is nobody."""
@@ -290,27 +312,19 @@ class Account:
         return Table(
             title="Independent reference",
             columns=["chosen, seed by seed", "test accuracy"],
-            rows=[[reference.settings, measures.mean_share(self.right(reference.logits))]],
+            rows=[[reference.settings, self.accuracy(reference)]],
             note="The thief's images, labels, architecture and compute, tuned as hard, without the victim.",
         )
 
     def _thieves(self, served: str) -> Table:
-        original = [logits.argmax(axis=1) for logits in self.served[VICTIM]]
-        answers = [logits.argmax(axis=1) for logits in self.served[served]]
         rows: list[list[Any]] = []
         for key, student in self.thefts[served].items():
-            guesses = student.guesses
-            told = list(zip(guesses, answers, strict=True))
+            lost = measures.unmeasured("its training diverged", n=len(student.logits))
             rows.append(
                 [
                     student.title,
                     student.settings,
-                    measures.over_seeds(student.score, within=(0, 1)),
-                    measures.mean_share(self.right(student.logits)),
-                    self.theft(served, key).gain,
-                    measures.mean_share(np.stack([s == t for s, t in told])),
-                    measures.mean_share(np.stack([s == o for s, o in zip(guesses, original, strict=True)])),
-                    _over_seeds([measures.agreement_on_mistakes(s, t, self.labels) for s, t in told]),
+                    *(6 * [lost] if student.diverged else self._measured(served, key)),
                     student.knows + self.pretrained * "; has pretrained weights",
                     student.queries,
                     round(student.bits),
@@ -331,6 +345,21 @@ class Account:
         ]
         return Table(title=f"Thieves of {served}", columns=columns, rows=rows, note=self._apart(served))
 
+    def _measured(self, served: str, thief: str) -> list[Measurement]:
+        """What the table of thieves says of one copy: held-out score to agreement on mistakes."""
+        student = self.thefts[served][thief]
+        original = [logits.argmax(axis=1) for logits in self.served[VICTIM]]
+        answers = [logits.argmax(axis=1) for logits in self.served[served]]
+        told = list(zip(student.guesses, answers, strict=True))
+        return [
+            measures.over_seeds(student.score, within=(0, 1)),
+            self.accuracy(student),
+            self.theft(served, thief).gain,
+            measures.mean_share(np.stack([s == t for s, t in told])),
+            measures.mean_share(np.stack([s == o for s, o in zip(student.guesses, original, strict=True)])),
+            _over_seeds([measures.agreement_on_mistakes(s, t, self.labels) for s, t in told]),
+        ]
+
     def _reuse(self) -> Table:
         def share(hits: Sequence[Array], right: Sequence[Array]) -> Measurement:
             counts = [(int(hit.sum()), int(known.sum())) for hit, known in zip(hits, right, strict=True)]
@@ -339,7 +368,8 @@ class Account:
         rows: list[list[Any]] = [
             [served, found.title, share(found.fell, found.right), share(found.lucky, found.right)]
             for served, copies in self.reused.items()
-            for found in copies.values()
+            for copy, found in copies.items()
+            if not self._diverged(served, copy)
         ]
         known = "Those of the reference, which never saw an answer, anybody could make: what stands above them is what "
         known += "the theft was worth to an evader."
@@ -349,6 +379,11 @@ class Account:
             rows=rows,
             note="Of the test images that it classifies rightly. " + (known if self.reference is not None else ""),
         )
+
+    def _diverged(self, served: str, copy: str) -> bool:
+        """Whether the training of a copy did: of a thief's, or of the reference's."""
+        student = self.thefts[served].get(copy, self.reference)
+        return student is not None and bool(student.diverged)
 
     def right(self, logits: Sequence[Array]) -> Array:
         """Whether each test image is classified rightly: (seeds, N)."""

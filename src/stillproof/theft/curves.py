@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy.typing as npt
@@ -25,19 +25,13 @@ def over_budgets(accounts: Sequence[Account]) -> Curve:
     ordered = sorted(accounts, key=lambda account: account.asked)
     queries = [float(account.asked) for account in ordered]
 
-    def series(name: str, logits: Callable[[Account], Sequence[Array]]) -> Series:
-        found = [measures.mean_share(account.right(logits(account))) for account in ordered]
-        return _series(name, queries, found)
-
-    first = ordered[0]
-    found = [
-        _series(name, queries, [measures.mean_share(account.theft(name).right) for account in ordered])
-        for name in first.served
-    ]
+    first, floor = ordered[0], ordered[0].floor
+    accuracies = {name: [account.theft(name).accuracy for account in ordered] for name in first.served}
     if first.reference is not None:
-        found.append(series("reference", lambda account: account.reference.logits if account.reference else ()))
-    if first.floor is not None:
-        found.append(series("labels alone", lambda account: account.thefts[VICTIM][first.floor or ""].logits))
+        accuracies["reference"] = [account.accuracy(account.reference) for account in ordered if account.reference]
+    if floor is not None:
+        accuracies["labels alone"] = [account.accuracy(account.thefts[VICTIM][floor]) for account in ordered]
+    found = [_series(name, queries, measured) for name, measured in accuracies.items()]
     return Curve(
         title="The best thief, by its queries",
         kind="line",
@@ -54,20 +48,22 @@ def _accuracies(account: Account) -> Curve:
         _series(
             name,
             [student.title for student in account.thefts[name].values()],
-            [measures.mean_share(account.right(student.logits)) for student in account.thefts[name].values()],
+            [account.accuracy(student) for student in account.thefts[name].values()],
         )
         for name in account.served
     ]
-    lines = {VICTIM: account.served[VICTIM]} | ({"reference": account.reference.logits} if account.reference else {})
+    lines = {VICTIM: measures.mean_share(account.right(account.served[VICTIM]))}
+    if account.reference is not None:
+        lines["reference"] = account.accuracy(account.reference)
     if account.floor is not None:
-        lines["labels alone"] = account.thefts[VICTIM][account.floor].logits
+        lines["labels alone"] = account.accuracy(account.thefts[VICTIM][account.floor])
     return Curve(
         title="What each thief gets",
         kind="bars",
         x_label="thief",
         y_label="test accuracy",
         series=series,
-        levels={name: float(account.right(logits).mean()) for name, logits in lines.items()},
+        levels={name: measured.value for name, measured in lines.items() if measured.value is not None},
         note="What stands above the reference is what the answers were worth to the thief. Labels alone: what the "
         "victim's answers give to a thief who sees no scores, the floor of every defence that keeps them.",
     )

@@ -43,11 +43,29 @@ class Theft:
     baseline: str
     is_baseline: bool = False
     """Whether thief and baseline are one: then there is no gain to speak of."""
+    thief_diverged: bool = False
+    """Whether its training did: there is then no copy."""
+    baseline_diverged: bool = False
 
     @property
     def gain(self) -> Measurement:
-        """Net gain: thief − baseline, never clipped."""
+        """Net gain: thief − baseline, never clipped. Without a value where the training of one of them diverged."""
+        if self.thief_diverged or self.baseline_diverged:
+            who = self.thief if self.thief_diverged else self.baseline
+            return unmeasured(f"not measurable: the training of the {who} diverged", n=len(self.right))
         return measures.difference(self.right, self.baseline_right)
+
+    @property
+    def accuracy(self) -> Measurement:
+        """Of the copy, on the test images."""
+        return copy_accuracy(self.right, diverged=self.thief_diverged)
+
+
+def copy_accuracy(right: Array, *, diverged: bool) -> Measurement:
+    """Share of the test images that a copy gets right, (seeds, N). Without a value where its training diverged."""
+    if diverged:
+        return unmeasured("its training diverged", n=len(right))
+    return measures.mean_share(right)
 
 
 def best(scores: Mapping[str, tuple[Array, Array]]) -> str:
@@ -66,7 +84,10 @@ def best(scores: Mapping[str, tuple[Array, Array]]) -> str:
 
 
 def protection(undefended: Theft, defended: Theft) -> Measurement:
-    """1 − gain_defended / gain_undefended; unmeasured where there is no gain to protect from."""
+    """1 − gain_defended / gain_undefended; unmeasured where there is no gain to protect from, or none is known."""
+    for found in (undefended.gain, defended.gain):
+        if found.value is None:
+            return unmeasured(found.method, n=len(defended.right))
     if not (undefended.gain.low or 0) > 0:
         return unmeasured("undefined: the gain from the undefended victim is inside the noise", n=len(defended.right))
     left = measures.ratio(_gains(defended), _gains(undefended))
@@ -96,8 +117,9 @@ def gain_finding(subject: str, theft: Theft, evidence: Sequence[str], others: Se
     others: what the other thieves got; SP-T1 passes only where none of them surely gains more than nothing.
     """
     gain, n = theft.gain, len(theft.right)
-    accuracy = measures.mean_share(theft.right)
     said = [*evidence, "The best thief was chosen on its own held-out queries, not on the test images."]
+    if gain.value is None:
+        said.append(f"The gain is {gain.method}.")
     if theft.is_baseline:
         status: Status = "inconclusive"
         gain = unmeasured("the best thief is the baseline itself", n=n)
@@ -127,7 +149,7 @@ def gain_finding(subject: str, theft: Theft, evidence: Sequence[str], others: Se
         title=f"{title}: {theft.thief} against the {theft.baseline}",
         status=status,
         severity="high",
-        measurements={"net gain": gain, "test accuracy of the copy": accuracy},
+        measurements={"net gain": gain, "test accuracy of the copy": theft.accuracy},
         evidence=said,
         advice=advice.get(status, ""),
     )

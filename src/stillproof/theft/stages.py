@@ -16,15 +16,16 @@ from stillproof.core.distillation import TEACHER
 from stillproof.core.images import ImageSet, as_float
 from stillproof.core.measurement import Cost
 from stillproof.core.plan import Context, job
-from stillproof.core.stages import classifier_of, trained_artefact
+from stillproof.core.stages import classifier_artefact, classifier_of, trained_artefact
 from stillproof.core.store import Artefact
-from stillproof.core.training import Recipe
+from stillproof.core.training import Fit, Recipe
 from stillproof.errors import InputError, TrainingDiverged
 from stillproof.serving.calibration import nearest_to
 from stillproof.serving.guard import finite, guard
 from stillproof.serving.oracle import Oracle, Reveal
 from stillproof.serving.responses import Response
 from stillproof.theft.lesson import Candidate, Lesson, taught
+from stillproof.theft.outcome import DIVERGED, divergence_of
 from stillproof.theft.transfer import Queries, log_probabilities
 
 Origin = Literal["outside", "inside"]
@@ -211,7 +212,7 @@ def attempt(
             Lesson(context, images.subset(kept), _answers(transfer, kept), model, recipe, seed), objective
         )
     except TrainingDiverged as error:
-        return Artefact({"score": 0.0, "loss": WORST, "diverged": error.what})
+        return Artefact({"score": 0.0, "loss": WORST, DIVERGED: error.what})
     logits = predict(student, images.subset(held), context.runtime)
     told = SERVED if SERVED in transfer.tensors else TEACHER
     goal = transfer.tensors[told][held].argmax(dim=1) if images.labels is None else images.labels[held]
@@ -222,7 +223,7 @@ def attempt(
     return Artefact(values, {}, Cost(forwards=trained.forwards + len(held), backwards=trained.backwards))
 
 
-@job(version=4)
+@job(version=5)
 def settle(
     context: Context,
     transfer: Artefact,
@@ -236,34 +237,45 @@ def settle(
 ) -> Artefact:
     """The candidate that scored best, trained on all queries, and what it says about the test images.
 
-    Where those that are held out only choose, it is trained on the others.
-
-    Best: most held-out images right; among equals the smaller loss. Raises TrainingDiverged if all diverged.
+    Where those that are held out only choose, it is trained on the others. Best: most held-out images right; among
+    equals the smaller loss; where training that one diverges now, the next. If none is left the artefact holds the
+    network that training began with, and how it diverged (theft.outcome).
     """
-    if all("diverged" in tried.values for tried in attempts):
-        raise TrainingDiverged(f"every candidate diverged; the last: {attempts[-1].values['diverged']}")
-    ranked = [(-tried.values["score"], tried.values["loss"]) for tried in attempts]
-    chosen = ranked.index(min(ranked))
-    images = images_of(transfer)
+    images, test = images_of(transfer), carve(data).test
     learnt = ~transfer.tensors[HELD] if transfer.values.get(CHOOSES_ONLY) else torch.ones(len(images), dtype=torch.bool)
     rows = learnt.nonzero().flatten()
-    student, trained = taught(
-        Lesson(context, images.subset(rows), _answers(transfer, rows), model, recipe, seed), objectives[chosen]
-    )
-    test = carve(data).test
+    lesson = Lesson(context, images.subset(rows), _answers(transfer, rows), model, recipe, seed)
+    noted = {
+        "scores": [tried.values["score"] for tried in attempts],
+        "losses": [tried.values["loss"] for tried in attempts],
+        "queries": transfer.values.get("queries", 0),
+        "bits": transfer.values.get("bits", 0.0),
+    }
+    found = _best_that_trains(lesson, attempts, objectives)
+    if isinstance(found, str):
+        student = lesson.student().eval()
+        noted |= {"chosen": None, DIVERGED: found}
+        made = classifier_artefact(student, model.untrained, images, cost=Cost(), **noted)
+    else:
+        chosen, student, trained = found
+        made = trained_artefact(student, trained, model, images, chosen=chosen, **noted)
     logits = predict(student, test, context.runtime)
-    made = trained_artefact(
-        student,
-        trained,
-        model,
-        images,
-        chosen=chosen,
-        scores=[tried.values["score"] for tried in attempts],
-        losses=[tried.values["loss"] for tried in attempts],
-        queries=transfer.values.get("queries", 0),
-        bits=transfer.values.get("bits", 0.0),
-    )
     return Artefact(made.values, {**made.tensors, "logits": logits, "labels": test.known_labels()}, made.cost)
+
+
+def _best_that_trains(
+    lesson: Lesson, attempts: Sequence[Artefact], objectives: Sequence[Candidate]
+) -> tuple[int, nn.Module, Fit] | str:
+    """Which candidate it is, its student, and what training it took; or how the last one diverged."""
+    able = [number for number, tried in enumerate(attempts) if divergence_of(tried) is None]
+    how = str(divergence_of(attempts[-1]))
+    for number in sorted(able, key=lambda each: (-attempts[each].values["score"], attempts[each].values["loss"])):
+        try:
+            return number, *taught(lesson, objectives[number])
+        except TrainingDiverged as error:
+            how = error.what
+            lesson = replace(lesson, context=replace(lesson.context, checkpoint=None))  # it holds what diverged
+    return how
 
 
 def _answers(transfer: Artefact, rows: Tensor) -> dict[str, Tensor]:

@@ -73,7 +73,7 @@ def conclude(settings: HardenSettings, values: Mapping[str, Artefact]) -> Result
     """Did it take (against several honest retrainings), and what does it cost (one seed, and the method says so)."""
     from stillproof.core import measures
     from stillproof.theft import protection
-    from stillproof.theft.hardening.outcome import divergence_of
+    from stillproof.theft.outcome import divergence_of
 
     labels = values["before/test"].tensors["labels"].numpy()
     test = {name: values[f"{name}/test"].tensors["logits"].numpy() for name in ("before", "hardened")}
@@ -117,7 +117,7 @@ def conclude(settings: HardenSettings, values: Mapping[str, Artefact]) -> Result
 
 def models(_settings: HardenSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
     """The hardened classifier, if there is one, and the one it was made from."""
-    from stillproof.theft.hardening.outcome import divergence_of
+    from stillproof.theft.outcome import divergence_of
 
     found = {"hardened": values["hardened/model"], "before": values["before/model"]}
     return {name: artefact for name, artefact in found.items() if divergence_of(artefact) is None}

@@ -179,7 +179,7 @@ def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
 
 def models(settings: StealSettings, values: Mapping[str, Artefact]) -> dict[str, Artefact]:
     """The classifiers that are left in the run directory: the victim, plain and hardened. A response has none."""
-    from stillproof.theft.hardening.outcome import divergence_of
+    from stillproof.theft.outcome import divergence_of
 
     who = cast(settings)
     hardened = {defence.hardening_text: name for name, defence in who.defences.items() if defence.hardening_text}
@@ -200,7 +200,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
     from stillproof.theft import reference
     from stillproof.theft.account import Account, Response, Reused, Student
     from stillproof.theft.cast import FIXED_KD, LABEL_ONLY
-    from stillproof.theft.hardening.outcome import divergence_of
+    from stillproof.theft.outcome import divergence_of
 
     def diverged(name: str) -> list[str]:
         found = {seed: divergence_of(values[f"{seed}/{name}/model"]) for seed in who.seeds}
@@ -225,6 +225,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
             queries=found[0]["queries"],
             bits=found[0]["bits"],
             judged=judged,
+            diverged=[f"seed {seed}: {how}" for seed in who.seeds if (how := divergence_of(values[f"{seed}/{name}"]))],
         )
 
     def response(name: str, defence: Defence) -> Response | None:

@@ -16,9 +16,7 @@ from stillproof.core.stages import classifier_artefact, fresh_student, train_fre
 from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe
 from stillproof.errors import TrainingDiverged
-
-DIVERGED = "diverged"
-"""The value of an artefact that says how the training of its classifier diverged."""
+from stillproof.theft.outcome import DIVERGED
 
 
 def train_hardened(
@@ -53,9 +51,3 @@ def train_hardened(
         values = {DIVERGED: error.what, "loss": None, "validation_accuracy": None}
         return classifier_artefact(untrained, model.untrained, parts.training, cost=Cost(), **values, **more)
     return trained_artefact(teacher, trained, model, parts.training, **more)
-
-
-def divergence_of(artefact: Artefact) -> str | None:
-    """How the training of a hardened classifier diverged, or None: it did not."""
-    found = artefact.values.get(DIVERGED)
-    return None if found is None else str(found)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -132,8 +132,8 @@ class SCM(Tuned):
 
     def candidates(self) -> tuple[Sequence, ...]:
         """As many of TRIES, with what is fixed, as the budget has room for."""
-        fixed = {"length": self.length, "temperature": self.temperature, "weight": self.weight}
-        given = {option: value for option, value in fixed.items() if value is not None}
-        found = tuple(dict.fromkeys(replace(each, **given) for each in TRIES))
+        options: dict[str, Any] = {"length": self.length, "temperature": self.temperature, "weight": self.weight}
+        fixed = {option: value for option, value in options.items() if value is not None}
+        found = tuple(dict.fromkeys(replace(each, **fixed) for each in TRIES))
         spent = accumulate(each.trainings for each in found)
         return tuple(each for each, so_far in zip(found, spent, strict=True) if so_far <= BUDGET)
