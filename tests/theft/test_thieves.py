@@ -133,6 +133,14 @@ def test_t_one_is_among_what_every_soft_thief_tries() -> None:
         assert any(candidate.temperature == 1 for candidate in thief(name).candidates())  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize("name", ["kd", "kd-unlabelled", "top", "knockoff", "repeat-averaging", "active", "recovery"])
+def test_a_power_of_the_answers_cannot_hide_from_a_thief_s_temperature(name: str) -> None:
+    """What is served as p^½ is p again at T = ½."""
+    served = (ANSWERS / 2).log_softmax(1)
+    read = [(served / candidate.temperature).softmax(1) for candidate in thief(name).candidates()]  # type: ignore[attr-defined]
+    assert min(float((each - ANSWERS.exp()).abs().max()) for each in read) < 1e-6
+
+
 def test_the_reference_is_tuned_as_hard_as_the_thief_who_tunes_most() -> None:
     assert len(reference.candidates()) == max(spent(name) for name in THIEVES) == BUDGET
     assert reference.candidates()[0].label_smoothing == 0

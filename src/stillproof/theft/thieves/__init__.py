@@ -72,8 +72,9 @@ class Demanding(Protocol):
         """Why it cannot work here; empty if it can."""
 
 
-TEMPERATURES = (1.0, 2.0, 4.0, 8.0, 20.0)
-"""From the unsoftened answer to the temperature of the field's CIFAR-100 thieves."""
+TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 20.0)
+"""From below the unsoftened answer, for what a response has flattened, to the temperature of the field's CIFAR-100
+thieves."""
 
 
 def titled(name: str, options: Mapping[str, float | None]) -> str:
