@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from stillproof.findings import Finding
-from stillproof.theft.account import Account, Student
+from stillproof.theft.account import Account, Response, Student
 from stillproof.theft.curves import curves, over_budgets
 
 LABELS = np.arange(400) % 4
@@ -74,6 +74,15 @@ def test_who_chose_which_images_are_labelled_decides_nothing_and_is_reported() -
     assert [row[0] for row in table.rows] == ["KD", "active"]
     assert "No finding is decided by active" in table.note
     assert not any(table.note for table in account(student("KD", 0.5, 0.6)).tables() if "Thieves" in table.title)
+
+
+def test_a_defence_that_no_thief_knew_is_said_to_be_one() -> None:
+    said = "No thief who knows this defence took part."
+    for known in (True, False):
+        response = Response("MAD", keeps_argmax=True, alone=True, known=known)
+        evidence = found(account(student("KD", 0.8, 0.7), responses={"d": response}), "SP-T2", "d").evidence
+        assert (said in evidence) != known
+    assert said not in found(account(student("KD", 0.8, 0.7)), "SP-T2", "d").evidence
 
 
 def lost(title: str, **more: Any) -> Student:

@@ -412,6 +412,17 @@ def test_all_thieves_know_the_response_that_they_are_up_against() -> None:
     assert "recovery" in cast(settings(defence=("reverse-sigmoid",), thief=("all",))).thieves
 
 
+def test_it_is_told_of_a_defence_whether_a_thief_knows_it() -> None:
+    unknown = ("mad", "adaptive-misinformation", "modelguard-s", "round+modelguard-s")
+    who = cast(settings(defence=("power", "reverse-sigmoid", "ast+round", "ast", *unknown), thief=("all",)))
+    assert [name for name in who.defences if not who.knows(name)] == list(unknown)
+    assert not cast(settings(defence=("power",), thief=("kd", "recovery"))).knows("power")
+
+
+def test_all_thieves_are_both_who_learn_actively() -> None:
+    assert {"active", "active?choose=k-centre"} <= set(cast(settings(thief=("all",))).thieves)
+
+
 def test_who_knows_a_response_knows_the_strength_that_it_was_tuned_to() -> None:
     """One who is named by hand knows what is written."""
     by_hand = "recovery?guess=power"

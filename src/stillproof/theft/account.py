@@ -75,6 +75,8 @@ class Response:
     """Whether the classifier behind it is the victim itself: nothing was trained anew."""
     tuned: tuple[str, ...] = ()
     """The strength that it was calibrated to, seed by seed."""
+    known: bool = True
+    """Whether a thief took part who knows it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,7 +203,10 @@ class Account:
             diverged=self.diverged.get(name, ()),
             deterministic=self.deterministic,
         )
-        kept = protection.protection_finding(name, self.theft(VICTIM), self.theft(name), promised, took.status)
+        known = name not in self.responses or self.responses[name].known
+        kept = protection.protection_finding(
+            name, self.theft(VICTIM), self.theft(name), promised, took.status, known=known
+        )
         return [kept, utility, took]
 
     def _about_response(self, name: str) -> list[str]:

@@ -16,6 +16,9 @@ from stillproof.theft.thieves.recovery import Recovery, guessed
 FIXED_KD = "kd?temperature=4&alpha=0.9"
 """The thief of the papers: what `all` reports beside the thieves who tune."""
 
+K_CENTRE = "active?choose=k-centre"
+"""Active learning by its other choice: `all` has both."""
+
 LABEL_ONLY = "label-only"
 """The thief at the floor of every defence that keeps top-1; without labels, the one that gains are measured from."""
 
@@ -39,6 +42,13 @@ class Cast:
         """The thieves by whom a finding may be decided: with labels nobody who chose which of them it learns, since the
         reference, from which gains are measured, did not choose."""
         return {text for text, thief in self.thieves.items() if not (labelled and _chooses_labels(thief))}
+
+    def knows(self, defence: str) -> bool:
+        """Whether a thief takes part who knows the response of a defence; of one without there is nothing to know."""
+        response = self.defences[defence].response
+        return response is None or any(
+            isinstance(thief, Recovery) and thief.undoes(response) for thief in self.thieves.values()
+        )
 
     def who_left(self, outputs: Collection[str]) -> Cast:
         """Those of whom a copy is among the outputs of a run. outputs: its names."""
@@ -70,7 +80,9 @@ def assembled(
     """
     against = {text: Defence.parse(text) for text in defences}
     everyone = (
-        [*table("thief"), FIXED_KD, *_informed(against.values(), calibrated=calibrated)] if "all" in thieves else []
+        [*table("thief"), FIXED_KD, K_CENTRE, *_informed(against.values(), calibrated=calibrated)]
+        if "all" in thieves
+        else []
     )
     found: dict[str, Thief] = {}
     for name in dict.fromkeys([*everyone, *(name for name in thieves if name != "all")]):

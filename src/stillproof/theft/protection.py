@@ -155,22 +155,29 @@ def gain_finding(subject: str, theft: Theft, evidence: Sequence[str], others: Se
     )
 
 
-def protection_finding(subject: str, undefended: Theft, defended: Theft, promised: float, took: Status) -> Finding:
-    """SP-T2: the defence protects less than promised against the best thief."""
+def protection_finding(
+    subject: str, undefended: Theft, defended: Theft, promised: float, took: Status, *, known: bool = True
+) -> Finding:
+    """SP-T2: the defence protects less than promised against the best thief.
+
+    known: whether a thief took part who knows the defence's response.
+    """
     measured = protection(undefended, defended)
     status = judge(measured, promised, good="above")
     evidence = [
         f"Best thief without the defence: {undefended.thief}; with it: {defended.thief}.",
         "A defence that keeps top-1 on the queries cannot push the best thief below the label-only thief.",
     ]
+    if not known:
+        evidence.append("No thief who knows this defence took part.")
     if measured.value is None:
         evidence.append(f"Protection is {measured.method}.")
     else:
         low, high = protection_by_bootstrap(undefended, defended)
         evidence.append(f"Paired bootstrap over seeds and images: [{low:.3f}, {high:.3f}].")
     if took != "pass":
-        known = "did not take" if took == "fail" else "may not have taken"
-        evidence.insert(0, f"The defence {known} (SP-T4), so no protection is claimed for it.")
+        how = "did not take" if took == "fail" else "may not have taken"
+        evidence.insert(0, f"The defence {how} (SP-T4), so no protection is claimed for it.")
     if len(defended.right) == 1:
         evidence.append(ONE_SEED)
     if (status == "pass" and took != "pass") or took == "fail" or len(defended.right) == 1:

@@ -236,6 +236,7 @@ def _account(settings: StealSettings, who: Cast, values: Mapping[str, Artefact])
             title=defence.response.title,
             keeps_argmax=defence.response.keeps_argmax,
             alone=not defence.trains,
+            known=who.knows(name),
             tuned=tuple(
                 f"{found['option']} = {found['value']:.3g}"
                 + (f" (L1 {found['l1']:.3g}: it comes no nearer)" if found["misses"] else "")

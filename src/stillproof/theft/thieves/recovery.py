@@ -229,6 +229,10 @@ class Recovery(LearnsByKD):
     def _response(self) -> Response:
         return guessed(self.guess)
 
+    def undoes(self, response: object) -> bool:
+        """Whether this is the response that it guesses."""
+        return self._response() == response
+
     @property
     def title(self) -> str:
         name = f"recovery from {self._response().title}" + self.calibrated * ", calibrated"
@@ -247,7 +251,7 @@ class Recovery(LearnsByKD):
         """The stage that recovers what the shared questions were answered."""
         serving = situation.serving
         asked = stage(ask, label, passes=situation.queries, drawn=situation.drawn, **serving)
-        knows_strength = self.calibrated and "calibration" in serving and serving["response"] == self._response()
+        knows_strength = self.calibrated and "calibration" in serving and self.undoes(serving["response"])
         return stage(
             recover,
             f"{label}, and recover",
