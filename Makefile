@@ -44,7 +44,8 @@ pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --dist loadfile
 
 bench: setup
-	@for bench in benchmarks/*.py; do echo "$$bench"; $(BIN)/python "$$bench" || exit 1; done
+	@failed=; for bench in benchmarks/*.py; do echo "$$bench"; $(BIN)/python "$$bench" || failed="$$failed $$bench"; done; \
+	  test -z "$$failed" || { echo "missed a target, or broke:$$failed"; exit 1; }
 
 schema: setup
 	$(BIN)/python -m stillproof.findings > docs/result.schema.json

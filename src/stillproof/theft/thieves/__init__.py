@@ -72,7 +72,7 @@ class Demanding(Protocol):
         """Why it cannot work here; empty if it can."""
 
 
-TEMPERATURES = (0.5, 1.0, 2.0, 4.0, 20.0)
+TEMPERATURES = (0.5, 1.0, 4.0, 8.0, 20.0)
 """From below the unsoftened answer, for what a response has flattened, to the temperature of the field's CIFAR-100
 thieves."""
 
