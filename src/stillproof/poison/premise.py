@@ -13,10 +13,6 @@ from stillproof.core.store import Artefact
 from stillproof.poison.scan_student.bank import AMPLITUDES, Reaction, bank, react, unclaimed, unseen
 from stillproof.poison.scanning import held_out, set_of
 
-FAR = 0.3
-"""Share of images, beyond every reference: less may be architecture. A clean teacher was seen to react by .2 more; a
-backdoor works on most images."""
-
 MOST = 500
 """Trusted images that the bank's triggers are put on."""
 
@@ -53,7 +49,7 @@ def check_premise(context: Context, teacher: Artefact, trusted: Artefact, refere
 def doubts(checked: Artefact, classes: Sequence[str]) -> list[str]:
     """What speaks against a clean teacher, and what then no longer holds; nothing where nothing does."""
     reactions = [Reaction(**one) for one in checked.values["reactions"]]
-    found = [one for one in reactions if one.is_present and one.gap - max(one.usual, 0.0) >= FAR]
+    found = [one for one in reactions if one.is_present]
     if not found:
         return []
     worst = found[0]

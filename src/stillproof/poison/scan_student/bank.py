@@ -32,10 +32,10 @@ LOUDNESS = (0.1, 0.3, 0.6)
 PAINTED = (0.25, 0.5)
 """Share of a recovered pattern's largest change, beyond which a pixel is painted black or white instead."""
 
-FAMILYWISE, GAP = 0.01, 0.25
-"""McNemar's p after Bonferroni, and the difference of rates beyond any clean student's, beyond which a student reacts.
-Networks differ in what they make of a patch that hides what is there: .17 was seen in clean students, and .3 or more in
-backdoored ones (docs/results/poison.md)."""
+FAMILYWISE, GAP = 0.01, 0.3
+"""McNemar's p after Bonferroni, and the difference of rates beyond any clean one's, beyond which a classifier reacts.
+Networks differ in what they make of a patch that hides what is there: .23 more was seen in clean students, .2 in clean
+teachers (docs/results/poison.md). A backdoor works on most images."""
 
 SEEN = 0.5
 """Difference of rates that must be able to count as a reaction, or a bank says nothing of a class."""
