@@ -34,7 +34,7 @@ PAINTED = (0.25, 0.5)
 
 FAMILYWISE, GAP = 0.01, 0.3
 """McNemar's p after Bonferroni, and the difference of rates beyond any clean one's, beyond which a classifier reacts.
-Networks differ in what they make of a patch that hides what is there: .23 more was seen in clean students, .2 in clean
+Networks differ in what they make of a patch that hides what is there: .27 more was seen in clean students, .2 in clean
 teachers (docs/results/poison.md). A backdoor works on most images."""
 
 SEEN = 0.5
