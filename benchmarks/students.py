@@ -1,9 +1,10 @@
 """Is a backdoored student told from a clean one? 30 each on CIFAR-10, 30 each on digits, and how often the scan errs.
 
-`python benchmarks/students.py [PART ...]`, parts: cifar10, two classes, digits; all by default. Stages stay
+`python benchmarks/students.py [PART ...]`, parts: cifar10, louder, two classes, digits; all by default. Stages stay
 (STILLPROOF_STORE). Backdoored: five triggers, none of which is in the scan's bank (which is looked up), two targets,
-and one to three seeds (cifar10: 20 students and as many clean ones; two classes of CIFAR-10: 10; digits: 30); only
-those count whose ASR is 50 % or more above that of the clean student of their seed. The scan sees student, teacher and
+and one to three seeds (cifar10: 20 students and as many clean ones; louder, triggers of which a student learns more:
+20, whose clean ones are those of cifar10; two classes of CIFAR-10: 10; digits: 30); only those count whose ASR is 50 %
+or more above that of the clean student of their seed. The scan sees student, teacher and
 trusted images (on CIFAR-10 the validation part, on digits the test images), and no transfer set. A part has one
 teacher, and a pair of clean students a seed that say what is usual: the intervals do not cover these.
 STILLPROOF_SEEDS: so many students a trigger and target instead. Figures go to benchmarks/results/students.json.
@@ -40,6 +41,13 @@ from stillproof.poison.student_scanning import inspected
 from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings
 
 WIDE = ("moving-patch?pattern=random&seed=5", "blend?opacity=0.25", "sinusoid?frequency=3&amplitude=0.12")
+LOUDER = (
+    "patch?size=7&pattern=random&seed=4",
+    "patch?size=6&pattern=checker",
+    "moving-patch?size=6&pattern=random&seed=6",
+    "blend?opacity=0.25&seed=2",
+    "sinusoid?frequency=3&amplitude=0.25",
+)
 SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "0"))
 PLANTED, WEAKLY = 0.5, 0.1
 """ASR lift from which a student counts as backdoored, and from which `stillproof poison` calls it so (SP-P1)."""
@@ -58,6 +66,8 @@ class Setting:
     epochs: int
     """Of the clean students that the scan distils."""
     inversion: int
+    clean: bool = True
+    """Whether it has clean students of its own."""
 
 
 @job(version=1)
@@ -86,7 +96,9 @@ def setting(name: str) -> Setting:
     if name == "two classes":
         of_two = {**given, "data": "two_classes:automobiles_and_horses", "limit": None}
         return Setting(of_two, vouched, triggers, (0, 1), seeds=1, epochs=60, inversion=20)
-    return Setting({**given, "data": place}, vouched, triggers, (1, 7), seeds=SEEDS or 2, epochs=60, inversion=20)
+    louder, of_ten = name == "louder", {**given, "data": place}
+    wanted = LOUDER if louder else triggers
+    return Setting(of_ten, vouched, wanted, (1, 7), seeds=SEEDS or 2, epochs=60, inversion=20, clean=not louder)
 
 
 def planned(of: Setting, trigger: str, target: int, seed: int, runtime: Runtime) -> dict[str, Stage]:
@@ -149,7 +161,7 @@ def part(name: str, runtime: Runtime) -> None:
                 print(f"  {name}: {row}", flush=True)
                 poisoned.append(row)
                 record("students", **{name: account(poisoned, clean)})
-    for seed in range(of.seeds * len(of.triggers) * len(of.targets)):
+    for seed in range(of.seeds * len(of.triggers) * len(of.targets) if of.clean else 0):
         stages = planned(of, of.triggers[0], of.targets[0], 100 + seed, runtime)
         looked = looked_at(of, stages, "nothing", seed)
         clean.append(of_the_student("clean", inspected(executed({"scan": looked}, runtime)["scan"])).status)
@@ -174,7 +186,9 @@ def account(poisoned: list[dict[str, Any]], clean: list[str]) -> dict[str, Any]:
     }
 
 
-def _share(hits: int, n: int) -> dict[str, Any]:
+def _share(hits: int, n: int) -> dict[str, Any] | None:
+    if not n:
+        return None
     share = measures.share(hits, n)
     return {"errors": hits, "of": n, "low": share.low, "high": share.high}
 
@@ -183,7 +197,7 @@ def main() -> None:
     """Run the parts that were asked for."""
     runtime = Runtime.choose()
     runtime.apply()
-    for name in wanted_parts(["cifar10", "two classes", "digits"]):
+    for name in wanted_parts(["cifar10", "louder", "two classes", "digits"]):
         part(name, runtime)
 
 
