@@ -1,15 +1,18 @@
 """Defences against thieves on CIFAR-10: the matrix, a fraction of what lies around it, and what carries AST's effect.
 
-`python benchmarks/theft.py [PART ...]`, parts: matrix, around, ast; all by default. Victim zoo:resnet18?width=16, on
-20 000 images of the training part as everywhere (STILLPROOF_LIMIT), three seeds (STILLPROOF_SEEDS). Every training is a
-stage (STILLPROOF_STORE), so that a killed run goes on; each row is a run of `stillproof steal`, recorded when it ends.
-From nothing this is days on two cores: it is meant to be left alone. Figures go to benchmarks/results/theft.json.
+`python benchmarks/theft.py [PART ...]`, parts: key, matrix, around, ast; all by default. Victim zoo:resnet18?width=16,
+on 20 000 images as everywhere (STILLPROOF_LIMIT), three seeds (STILLPROOF_SEEDS). Every training is a stage
+(STILLPROOF_STORE), so that a killed run goes on; each row is a run of `stillproof steal`, recorded when it ends.
+STILLPROOF_ROWS ("nasty;power") names some of the rows. Figures go to benchmarks/results/theft.json.
 
-- matrix: student zoo:cnn, 50 queries a class, labelled; every defence against every thief, responses at equal L1 beside
-  responses as they are.
-- around: one thing changed at a time, against the defences that did best there: another student, more queries, all
-  queries, no labels, the victim's own images, other people's images (digits).
-- ast: pairing, divergence, k and α, each alone; and the setting of the paper (KD at T = 4, α = .9 alone).
+- key: every defence against the thieves that have decided so far, student zoo:cnn?width=16, 40 epochs a thief: about
+  two hours of a core for the responses, an hour a seed for the hardenings.
+- matrix: student zoo:cnn, 100 epochs, 50 queries a class, labelled; every defence against every thief, responses at
+  equal L1 beside responses as they are. From nothing this is days on two cores: it is meant to be left alone.
+- around: one thing changed at a time, against the defences that did best there: another student, fewer and more
+  queries, no labels, the victim's own images, all of them, other people's images (digits).
+- ast: pairing, divergence, k and α, each alone, with queries from outside and from inside; and the setting of the
+  paper (KD at T = 4, α = .9 alone).
 """
 
 from __future__ import annotations
@@ -27,27 +30,34 @@ from shared.record import cifar10, record
 
 SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "3"))
 IMAGES = int(os.environ.get("STILLPROOF_LIMIT", str(LIMIT)))
-HARDENINGS = ("ast", "ast?reference=true", "nasty", "cmim")
-RESPONSES = (
-    "top?k=3",
-    "stingy",
-    "round?decimals=1",
-    "label-only",
-    "power",
-    "reverse-sigmoid",
-    "mad",
-    "adaptive-misinformation",
-    "modelguard-w",
-    "modelguard-s",
-)
+ROWS = os.environ.get("STILLPROOF_ROWS", "")
+HARDENINGS = ("nasty", "cmim", "ast", "ast?reference=true")
+UNDONE = ("reverse-sigmoid", "power", "round?decimals=1", "top?k=3", "modelguard-w")
+"""Responses that answers alone determine: for each there is a thief who knows it."""
+
+RESPONSES = (*UNDONE, "stingy", "label-only", "mad", "adaptive-misinformation", "modelguard-s")
 NOTHING = ("identity", "power?exponent=0.333")
 """Defences that change nothing an attacker cares about: their protection has to cover 0."""
 
 FEW_DEFENCES = ("ast", "nasty", "mad", "modelguard-w", "round?decimals=1")
-FEW_THIEVES = ("kd", "label-only", "logit-std", "recovery?guess=modelguard-w", "kd?temperature=4&alpha=0.9")
 PAPER = ("kd?temperature=4&alpha=0.9",)
+KEY_THIEVES = ("kd", "kd-unlabelled", "label-only", *PAPER)
+FEW_THIEVES = ("kd", "label-only", "logit-std", "recovery?guess=modelguard-w", *PAPER)
+WITHOUT_LABELS = (
+    "kd-unlabelled",
+    "label-only",
+    *(f"{name}?alpha=1" for name in ("recovery", "active", "jacobian", "repeat-averaging")),
+)
+SMALLER = {"thief_model": "zoo:cnn?width=16", "thief_epochs": 40}
 
 Row = tuple[str, Mapping[str, Any]]
+
+
+def key() -> Iterator[Row]:
+    """A row a defence, each beside the thief who knows it, if there is one."""
+    for defence in (*RESPONSES, *NOTHING, *HARDENINGS):
+        informed = (f"recovery?guess={defence}",) if defence in UNDONE else ()
+        yield defence, {**SMALLER, "defence": (defence,), "thief": (*KEY_THIEVES, *informed)}
 
 
 def matrix() -> Iterator[Row]:
@@ -64,10 +74,11 @@ def around() -> Iterator[Row]:
     """One thing changed at a time."""
     common = {"defence": FEW_DEFENCES, "thief": FEW_THIEVES}
     yield "student preresnet20", {**common, "thief_model": "zoo:preresnet20"}
-    for queries in ("10/class", "200/class"):
+    for queries in ("10/class", "200/class"):  # 200: all that the victim was not trained on
         yield f"queries {queries}", {**common, "queries": queries}
-    yield "no labels", {**common, "labels": False, "thief": ("kd-unlabelled", "label-only")}
-    yield "queries from inside", {**common, "queries_from": "inside"}
+    for queries in ("50/class", "500/class", "16000"):  # 16000: all that it was
+        yield f"queries from inside, {queries}", {**common, "queries": queries, "queries_from": "inside"}
+    yield "no labels", {**common, "labels": False, "thief": WITHOUT_LABELS}
     yield "other people's images", {**common, "thief": ("knockoff",), "query_data": "digits"}
 
 
@@ -75,10 +86,12 @@ def ast() -> Iterator[Row]:
     """What carries its effect."""
     yield "paper", {"defence": ("ast", "ast?reference=true"), "thief": PAPER, "queries_from": "inside"}
     changes = ("pairing=random", "divergence=kl", "keep=1", "keep=5", "weight=0.02", "weight=0.2")
-    yield "changes", {"defence": tuple(f"ast?{change}" for change in changes), "thief": ("kd", *PAPER)}
+    for origin in ("outside", "inside"):
+        defences = tuple(f"ast?{change}" for change in changes)
+        yield f"changes, queries from {origin}", {"defence": defences, "thief": ("kd", *PAPER), "queries_from": origin}
 
 
-PARTS = {"matrix": matrix, "around": around, "ast": ast}
+PARTS = {"key": key, "matrix": matrix, "around": around, "ast": ast}
 
 
 def main() -> None:
@@ -89,6 +102,8 @@ def main() -> None:
     common = {"victim": MODEL.text, "thief_model": "zoo:cnn", "queries": "50/class", "epochs": RECIPE.epochs}
     for part in wanted_parts(list(PARTS)):
         for name, changes in PARTS[part]():
+            if ROWS and name not in ROWS.split(";"):
+                continue
             given = {**common, "data": data, "limit": IMAGES, "seeds": SEEDS, **changes}
             result = stillproof.run("steal", stillproof.RunOptions(store=store_place()), **given)
             found = result.model_dump(mode="json", exclude={"curves", "images"})
