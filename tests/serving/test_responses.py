@@ -272,17 +272,23 @@ def test_modelguard_w_is_the_solution_of_its_linear_programme(classes: int) -> N
     for scale in (0, 1e-4, 0.1, 1, 4, 30):
         for epsilon in (0.01, 0.3, 1, 2):
             logits = np.round(generator.normal(size=(2, classes)) * scale, 2 if scale == 1 else 12)
-            p = np.exp(logits - logits.max(1, keepdims=True))
+            p = -np.sort(-np.exp(logits - logits.max(1, keepdims=True)))
             p /= p.sum(1, keepdims=True)
-            top = p.argmax(1)
-            found = least_informative(p, top[:, None], epsilon)
+            found = np.array([least_informative(row, epsilon) for row in p.tolist()])
             assert np.allclose(found.sum(1), 1)
             assert found.min() > -1e-12
             assert np.abs(found - p).sum(1).max() < epsilon + 1e-9
             for row in range(2):
                 cost = float((np.log(p[row] + SMALLEST) * found[row]).sum())
-                assert cost == pytest.approx(solved_by_scipy(p[row], int(top[row]), epsilon), abs=2e-6)
-                assert (np.delete(found[row], top[row]) < found[row, top[row]]).all()
+                assert cost == pytest.approx(solved_by_scipy(p[row], 0, epsilon), abs=2e-6)
+                assert (found[row, 1:] < found[row, 0]).all()
+
+
+@pytest.mark.parametrize("wrong", [[torch.nan, 1e30, 0.0], [torch.inf, 1.0, 0.0], [-torch.inf] * 3])
+def test_modelguard_w_serves_nan_for_what_is_no_answer_and_leaves_the_others(wrong: list[float]) -> None:
+    found = guard(nn.Identity(), "modelguard-w")(torch.tensor([[3.0, 1.0, -torch.inf], wrong]))
+    assert found[0].exp().sum() == pytest.approx(1)
+    assert found[1].isnan().all()
 
 
 def test_modelguard_s_serves_an_earlier_answer_that_is_near_and_names_the_same_class() -> None:

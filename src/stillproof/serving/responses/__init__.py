@@ -79,8 +79,7 @@ def with_winner(logits: Tensor, winner: Tensor) -> Tensor:
     unit in the last place less.
     """
     largest = logits.amax(dim=1, keepdim=True)
-    below = torch.nextafter(largest, _DOWNWARDS)
-    return logits.minimum(below).scatter(1, winner, largest)
+    return logits.minimum(torch.nextafter(largest, _DOWNWARDS)).scatter_(1, winner, largest)
 
 
 def winner_of(logits: Tensor) -> Tensor:
