@@ -44,7 +44,7 @@ WIDE = ("moving-patch?pattern=random&seed=5", "blend?opacity=0.25", "sinusoid?fr
 LOUDER = (
     "patch?size=7&pattern=random&seed=4",
     "patch?size=6&pattern=checker",
-    "moving-patch?size=6&pattern=random&seed=6",
+    "moving-patch?seed=6",
     "blend?opacity=0.25&seed=2",
     "sinusoid?frequency=3&amplitude=0.25",
 )
