@@ -9,6 +9,7 @@ import numpy as np
 from stillproof.findings import Finding
 from stillproof.theft.account import Account, Response, Student
 from stillproof.theft.curves import curves, over_budgets
+from stillproof.theft.tables import tables
 
 LABELS = np.arange(400) % 4
 
@@ -70,10 +71,10 @@ def test_who_chose_which_images_are_labelled_decides_nothing_and_is_reported() -
     assert finding.status != "fail"
     assert any("No finding is decided by active" in line for line in finding.evidence)
     assert "Best thief without the defence: KD; with it: KD." in found(made, "SP-T2", "d").evidence
-    table = next(table for table in made.tables() if table.title == "Thieves of victim")
+    table = next(table for table in tables(made) if table.title == "Thieves of victim")
     assert [row[0] for row in table.rows] == ["KD", "active"]
     assert "No finding is decided by active" in table.note
-    assert not any(table.note for table in account(student("KD", 0.5, 0.6)).tables() if "Thieves" in table.title)
+    assert not any(table.note for table in tables(account(student("KD", 0.5, 0.6))) if "Thieves" in table.title)
 
 
 def test_a_defence_that_no_thief_knew_is_said_to_be_one() -> None:
@@ -96,7 +97,7 @@ def test_a_thief_whose_training_diverged_is_never_the_best_and_is_said_to_have()
     finding = found(made, "SP-T1", "victim")
     assert finding.status == "fail"
     assert "The training of SCM diverged: seed 1: the loss became nan." in finding.evidence
-    table = next(table for table in made.tables() if table.title == "Thieves of victim")
+    table = next(table for table in tables(made) if table.title == "Thieves of victim")
     assert table.rows[1][1] == "one; diverged; one"
     assert all(cell.value is None for cell in table.rows[1][2:8])  # type: ignore[union-attr]
     (bars, *_) = curves(made)
@@ -113,6 +114,6 @@ def test_where_nobody_has_a_copy_nothing_is_concluded() -> None:
             finding = found(made, rule, subject)
             assert finding.status == "inconclusive"
             assert any("diverged" in line for line in finding.evidence)
-        assert made.tables()
+        assert tables(made)
         assert over_budgets([made]).series
         assert "unmeasured" in made.summary()

@@ -1,8 +1,7 @@
-"""The account of a theft: all that was measured, and the findings and tables made of it. NumPy alone."""
+"""The account of a theft: all that was measured, and the findings made of it. NumPy alone."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from stillproof.core import measures
 from stillproof.core.measurement import Measurement
-from stillproof.findings import Finding, Table
+from stillproof.findings import Finding
 from stillproof.theft import protection
 from stillproof.theft.protection import Theft
 
@@ -227,7 +225,7 @@ class Account:
         random = (
             "The victim answers the same image differently each time: only repeat-averaging asks about an image again."
         )
-        apart = self._apart(served)
+        apart = self.apart(served)
         students = [*self.thefts[served].values(), *([self.reference] if self.reference is not None else [])]
         lost = [f"The training of {student.title} diverged: {how}" for student in students for how in student.diverged]
         return [
@@ -250,7 +248,7 @@ class Account:
             return "The training of the label-only thief diverged, so the floor of label-keeping defences is not shown."
         return f"The label-only thief, the floor of every defence that keeps top-1, reaches {floor:.1%}."
 
-    def _apart(self, served: str) -> str:
+    def apart(self, served: str) -> str:
         """Who is reported and decides nothing, and why; empty where there is nobody."""
         titles = [student.title for student in self.thefts[served].values() if not student.judged]
         if not titles:
@@ -260,155 +258,9 @@ class Account:
             "that as well, and the reference did not choose."
         )
 
-    # tables
-
-    def tables(self) -> list[Table]:
-        """What a reader looks up."""
-        found = [self._gains()] if self.defences else []
-        found += [self._utility()]
-        found += [self._reference(self.reference)] if self.reference is not None else []
-        found += [self._thieves(name) for name in self.served]
-        return [*found, self._reuse()] if self.reused else found
-
-    def _gains(self) -> Table:
-        undefended = self.theft(VICTIM)
-        rows: list[list[Any]] = [[VICTIM, undefended.thief, undefended.gain, None]]
-        for name in self.defences:
-            defended = self.theft(name)
-            rows.append([name, f"best: {defended.thief}", defended.gain, protection.protection(undefended, defended)])
-            if self.fixed is not None:
-                before, after = self.theft(VICTIM, self.fixed), self.theft(name, self.fixed)
-                rows.append([name, after.thief, after.gain, protection.protection(before, after)])
-        return Table(
-            title="Net gain and protection",
-            columns=["served", "thief", "net gain", "protection"],
-            rows=rows,
-            note="Protection counts against the best thief; that against a fixed one shows what it alone would claim.",
-        )
-
-    def _utility(self) -> Table:
-        rows: list[list[Any]] = []
-        for name, logits in self.served.items():
-            pairs = list(zip(self.served[VICTIM], logits, strict=True))
-            flipped = np.stack([a.argmax(axis=1) != b.argmax(axis=1) for a, b in pairs])
-            rows.append(
-                [
-                    name,
-                    measures.mean_share(self.right(logits)),
-                    measures.mean_share(flipped),
-                    _over_seeds([measures.expected_calibration_error(x, self.labels) for x in logits]),
-                    _mean([measures.nll_per_image(x, self.labels) for x in logits], "nats"),
-                    _mean([measures.kl_per_image(a, b) for a, b in pairs], "nats"),
-                    _mean([measures.l1_per_image(a, b) for a, b in pairs], "probability"),
-                ]
-            )
-        columns = [
-            "served",
-            "test accuracy",
-            "top-1 flips",
-            "ECE",
-            "NLL",
-            "KL to the original",
-            "L1 to the original",
-        ]
-        return Table(title="What a defence costs its users", columns=columns, rows=rows)
-
-    def _reference(self, reference: Student) -> Table:
-        return Table(
-            title="Independent reference",
-            columns=["chosen, seed by seed", "test accuracy"],
-            rows=[[reference.settings, self.accuracy(reference)]],
-            note="The thief's images, labels, architecture and compute, tuned as hard, without the victim.",
-        )
-
-    def _thieves(self, served: str) -> Table:
-        rows: list[list[Any]] = []
-        for key, student in self.thefts[served].items():
-            lost = measures.unmeasured("its training diverged", n=len(student.logits))
-            rows.append(
-                [
-                    student.title,
-                    student.settings,
-                    *(6 * [lost] if student.diverged else self._measured(served, key)),
-                    student.knows + self.pretrained * "; has pretrained weights",
-                    student.queries,
-                    round(student.bits),
-                ]
-            )
-        columns = [
-            "thief",
-            "chosen, seed by seed",
-            "held-out score",
-            "test accuracy",
-            "net gain",
-            "agreement with what is served",
-            "agreement with the original",
-            "agreement on its mistakes",
-            "knows",
-            "queries",
-            "bits",
-        ]
-        return Table(title=f"Thieves of {served}", columns=columns, rows=rows, note=self._apart(served))
-
-    def _measured(self, served: str, thief: str) -> list[Measurement]:
-        """What the table of thieves says of one copy: held-out score to agreement on mistakes."""
-        student = self.thefts[served][thief]
-        original = [logits.argmax(axis=1) for logits in self.served[VICTIM]]
-        answers = [logits.argmax(axis=1) for logits in self.served[served]]
-        told = list(zip(student.guesses, answers, strict=True))
-        return [
-            measures.over_seeds(student.score, within=(0, 1)),
-            self.accuracy(student),
-            self.theft(served, thief).gain,
-            measures.mean_share(np.stack([s == t for s, t in told])),
-            measures.mean_share(np.stack([s == o for s, o in zip(student.guesses, original, strict=True)])),
-            _over_seeds([measures.agreement_on_mistakes(s, t, self.labels) for s, t in told]),
-        ]
-
-    def _reuse(self) -> Table:
-        def share(hits: Sequence[Array], right: Sequence[Array]) -> Measurement:
-            counts = [(int(hit.sum()), int(known.sum())) for hit, known in zip(hits, right, strict=True)]
-            return _over_seeds([measures.share(hit, known) for hit, known in counts])
-
-        rows: list[list[Any]] = [
-            [served, found.title, share(found.fell, found.right), share(found.lucky, found.right)]
-            for served, copies in self.reused.items()
-            for copy, found in copies.items()
-            if not self._diverged(served, copy)
-        ]
-        known = "Those of the reference, which never saw an answer, anybody could make: what stands above them is what "
-        known += "the theft was worth to an evader."
-        return Table(
-            title="Adversarial examples of the copy",
-            columns=["shown to", "made on the copy of", "fooled", "fooled by a random change"],
-            rows=rows,
-            note="Of the test images that it classifies rightly. " + (known if self.reference is not None else ""),
-        )
-
-    def _diverged(self, served: str, copy: str) -> bool:
-        """Whether the training of a copy did: of a thief's, or of the reference's."""
-        student = self.thefts[served].get(copy, self.reference)
-        return student is not None and bool(student.diverged)
-
     def right(self, logits: Sequence[Array]) -> Array:
         """Whether each test image is classified rightly: (seeds, N)."""
         return np.stack([each.argmax(axis=1) == self.labels for each in logits])
-
-
-def _mean(per_image: Sequence[Array], unit: str) -> Measurement:
-    """Mean over seeds and images, with an interval that covers both."""
-    values = np.stack(per_image)
-    return measures.difference(values, np.zeros_like(values), unit)
-
-
-def _over_seeds(found: Sequence[Measurement]) -> Measurement:
-    if len({m.value for m in found}) == 1:  # one seed, or one classifier in all: its own interval
-        return found[0]
-    within = (0.0, 1.0 if found[0].unit == "fraction" else math.inf)
-    values = [m.value for m in found if m.value is not None]
-    if len(values) < len(found):
-        return measures.unmeasured("not measurable in every seed", n=len(found), unit=found[0].unit)
-    return measures.over_seeds(values, found[0].unit, within=within)
 
 
 def _points(measured: Measurement) -> str:

@@ -154,6 +154,7 @@ def _check_queries(settings: StealSettings, made: Pipeline) -> None:
 def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
     """Findings, tables and curves from the artefacts; touches no model."""
     from stillproof.theft.curves import curves, over_budgets
+    from stillproof.theft.tables import tables
 
     who = cast(settings).who_left(values)
     account = _account(settings, who, values)
@@ -171,7 +172,7 @@ def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:
         status=worst(finding.status for finding in findings),
         summary=account.summary(),
         findings=findings,
-        tables=account.tables(),
+        tables=tables(account),
         curves=drawn,
         settings=settings_as_json(settings),
     )
