@@ -1,7 +1,7 @@
 """How much of your own classifier can be stolen? A classifier and images of your own, in a few lines.
 
 Run it: python examples/own_model.py  (about half a minute on two cores)
-The command line does the same with: stillproof steal --victim examples.own_model:my_model --data mine.npz
+The command line does the like with: stillproof steal --victim examples.own_model:my_model --data YOUR.npz
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def my_images() -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    """Steal it, with and without the Adversarial Sparse Teacher."""
+    """Steal it, by KD and by the labels alone."""
     with tempfile.TemporaryDirectory() as folder:
         images, labels = my_images()
         np.savez(Path(folder) / "mine.npz", images=images, labels=labels)

@@ -77,6 +77,7 @@ def scanned(flagged: int, trusted: int, *, in_class: bool = False, alike: float 
     p[: flagged * (4 if in_class else 1) : 4 if in_class else 1] = np.linspace(0.0002, 0.01, flagged)
     return Scanned(
         p,
+        p,
         np.arange(n) % 4,
         np.ones(n, bool),
         np.linspace(1 / trusted, 1, trusted),
@@ -143,8 +144,12 @@ def test_several_targets_are_not_taken_for_another_source(shares: tuple[float, .
         seen.p[rows[: round(share * len(rows))]] = 0.0002
     found = " ".join(of_the_set("a set", seen).evidence)
     assert of_the_set("a set", seen).status == "fail"
-    assert ("another source" in found or "stand out" in found) == bool(said)
+    assert ("spread" in found or "stand out" in found) == bool(said)
     assert said in found
+    agreed_upon = of_the_set("a set", replace(seen, disagreement=np.full(2000, 0.5)))
+    assert agreed_upon.status == ("inconclusive" if "most classes" in said else "fail")
+    if "most classes" in said:  # a border or a logo, that no class has alone and no reference sees otherwise
+        assert "the references agree with the teacher" in " ".join(agreed_upon.evidence)
 
 
 def test_near_copies_are_found_and_others_are_not() -> None:
@@ -203,9 +208,14 @@ def test_what_is_trusted_itself_is_not_shown_to_be_clean() -> None:
 
 
 def test_what_is_flagged_of_all_classes_alike_is_said_to_look_like_another_source() -> None:
-    spread, gathered = (of_the_set("a set", scanned(200, 5000, in_class=where)).evidence for where in (False, True))
-    assert "another source" in " ".join(spread)
-    assert "another source" not in " ".join(gathered)
+    spread, gathered = (
+        of_the_set("a set", replace(scanned(200, 5000, in_class=where), disagreement=np.full(2000, 0.5)))
+        for where in (False, True)
+    )
+    assert spread.status == "inconclusive"
+    assert "another source" in " ".join(spread.evidence)
+    assert gathered.status == "fail"
+    assert "another source" not in " ".join(gathered.evidence)
 
 
 @pytest.mark.parametrize(

@@ -373,7 +373,7 @@ def weights_of(artefact: Artefact) -> dict[str, Tensor]:
 
 
 def save_artefact(path: Path, artefact: Artefact) -> None:
-    """Write a classifier's artefact as a .safetensors that is itself a model SPEC. Raises StoreError."""
+    """Write a classifier's artefact as a .safetensors, which of a zoo model is a model SPEC. Raises StoreError."""
     values = artefact.values
     save_classifier(
         path,

@@ -50,7 +50,7 @@ SLOPES = (1 / 64, 1 / 4)
 smooth classifier is linear in, and one that crosses the steps of a rounded one."""
 
 STABILITY_DRAWS = 20
-"""Random images within half the ball whose loss is compared with the image's own (METHODS: 100; 20 give its mean)."""
+"""Random images within half the ball whose loss is compared with the image's own (20 give its mean)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -269,6 +269,7 @@ def scanned_set(scanned: Artefact, false_alarms: float) -> Scanned:
     values = scanned.values
     return Scanned(
         **arrays,
+        disagreement=p_values(scores_of(scanned)["agreement"]),
         classes=tuple(values["classes"]),
         false_alarms=false_alarms,
         alike=values["alike"],

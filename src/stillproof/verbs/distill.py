@@ -215,9 +215,11 @@ def _way(settings: DistillSettings) -> _Way:
             "may be an attacker's.",
             "Use kd?alpha=1, with any temperature.",
         )
-    if isinstance(objective, FeatureObjective) and {"label_mode"} <= settings.model_fields_set:
+    asked_for_cached = settings.label_mode == "cached" and "label_mode" in settings.model_fields_set
+    if isinstance(objective, FeatureObjective) and asked_for_cached:
         raise InputError(
-            f"{settings.objective!r} sees each view anew: no answers of it can be cached.", "Leave --label-mode out."
+            f"{settings.objective!r} sees each view anew: no answers of it can be cached.",
+            "Leave --label-mode out, or use online.",
         )
     online = settings.label_mode == "online" or isinstance(objective, FeatureObjective)
     return _Way(objective, online, 4 if online else 3)

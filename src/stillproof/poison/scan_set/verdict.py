@@ -21,7 +21,7 @@ MANY = 0.05
 """Share of a set's images that is not to be overlooked."""
 
 SPREAD = 0.4
-"""How much of the most flagged class's share another's has that stands out as well."""
+"""How much of what the most flagged class has beyond the false alarms another has that stands out as well."""
 
 HARDLY = 0.1
 """Of a class's share of the set: so much less of the trusted images are taken for it that they say nothing of it."""
@@ -51,13 +51,14 @@ def excess(found: int, n: int, rank: int, trusted: int) -> float:
 class Scanned:
     """What a scan of a transfer set showed.
 
-    p: of each image, (N,); guessed: the teacher's classes, int64, (N,); original: bool, (N,), one of all images that
-    are copies, or nearly, of each other; usual_p, usual: p and guessed of trusted images; alike: share of trusted
-    images on which references that had not seen them say what the teacher says; shared: images that are trusted ones as
-    well.
+    p: of each image, (N,); disagreement: p by D1 alone, whether the references say what the teacher says; guessed: the
+    teacher's classes, int64, (N,); original: bool, (N,), one of all images that are copies, or nearly, of each other;
+    usual_p, usual: p and guessed of trusted images; alike: share of trusted images on which references that had not
+    seen them say what the teacher says; shared: images that are trusted ones as well.
     """
 
     p: np.ndarray
+    disagreement: np.ndarray
     guessed: np.ndarray
     original: np.ndarray
     usual_p: np.ndarray
@@ -82,7 +83,15 @@ class Scanned:
     def chance(self) -> float:
         """Of so many beyond the rarest trusted images in a clean set: at the rate of false alarms, and at halves of it,
         after Bonferroni. Copies count once."""
-        trusted, once = len(self.usual), self.p[self.original & ~np.isin(self.guessed, self.unknown)]
+        return self._chance(self.p)
+
+    @property
+    def are_agreed_upon(self) -> bool:
+        """Whether the references say of the images what the teacher says, as usual: of poison they do not."""
+        return self._chance(self.disagreement) >= UNUSUAL
+
+    def _chance(self, p: np.ndarray) -> float:
+        trusted, once = len(self.usual), p[self.original & ~np.isin(self.guessed, self.unknown)]
         most = max(1, math.floor(self.false_alarms * (trusted + 1) + 1e-9))
         ranks = [most >> halving for halving in range(most.bit_length())]
         found = [excess(int((once <= rank / (trusted + 1) + 1e-12).sum()), len(once), rank, trusted) for rank in ranks]
@@ -197,11 +206,15 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
     rarest = min(1.0, 2 * min(scanned.chance, *gathered))  # two ways to stand out
     mixed = scanned.is_of_another_mix and 2 * min(gathered) >= SURE
     is_open = bool(scanned.doubt) or rarest < UNUSUAL or scanned.weighs
-    status: Status = "fail" if rarest < SURE and not mixed else "inconclusive" if is_open else "pass"
     shares = [share.value or 0.0 for share in scanned.by_class()]
     most = min(range(len(shares)), key=lambda index: (gathered[index], -shares[index]))
     others = max((share for index, share in enumerate(shares) if index != most), default=0.0)
-    raised = sum(share > SPREAD * shares[most] for share in shares)
+    beyond = [share - scanned.false_alarms for share in shares]
+    raised = sum(share > SPREAD * max(beyond[most], 0.0) for share in beyond)
+    is_spread = raised > len(shares) / 2
+    is_harmless = is_spread and scanned.are_agreed_upon
+    proves = rarest < SURE and not mixed and not is_harmless
+    status: Status = "fail" if proves else "inconclusive" if is_open else "pass"
     evidence = [
         f"{int(scanned.flagged.sum())} of {len(scanned.p)} images are flagged at a rate of false alarms of "
         f"{scanned.false_alarms:.1%}; as many, or as many that are as rare, in a clean set: p = {scanned.chance:.1g}.",
@@ -211,6 +224,12 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
     if status != "fail" and scanned.doubt:
         seen = "What is flagged is no proof:" if scanned.weighs or rarest < UNUSUAL else "Nothing stands out, but"
         evidence.append(f"{seen} {scanned.doubt}.")
+    elif status == "inconclusive" and rarest < SURE and is_harmless:
+        evidence.append(
+            "What is flagged is spread over most classes, and the references agree with the teacher on it: another "
+            "source, codec, border or logo would do that, which the trusted images have not. So would a trigger with "
+            "many targets that deceives references as well: look at them, or give trusted images like these."
+        )
     elif status == "inconclusive" and rarest < SURE:
         evidence.append(
             "That would be rare if its classes were mixed as the trusted ones are. They are not, and what is rare "
@@ -224,10 +243,10 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
         evidence.append("That is unusual, and no proof.")
     elif status == "pass":
         evidence.append(f"Less than {scanned.least_seen:.1%} of poison, all of it flagged, would not have shown.")
-    elif raised > len(shares) / 2:
+    elif is_spread:
         evidence.append(
-            "What is flagged is spread over most classes: another source, codec or border would do that, and so would "
-            "a trigger with many targets. Are the trusted images like these?"
+            "What is flagged is spread over most classes, and the references disagree with the teacher on more than "
+            "usual: a trigger with many targets does that, and images of another kind than the trusted ones."
         )
     elif raised > 1:
         evidence.append(f"{raised} classes stand out: as many targets, or images of another source among them.")
