@@ -8,7 +8,7 @@ Every contestant gets the same images and labels and gives images back; what is 
 the original classifier, and distances are measured, by one function for all. Contestants take turns, in an order that
 rotates, three times (STILLPROOF_ROUNDS), each with a seed of its own; times are medians, strengths means. All in one
 process. With one thread (one core) times are seconds of CPU, which another program does not lengthen; with more
-they are seconds of the clock. Whoever has no result after STILLPROOF_LIMIT seconds (600) is left out.
+they are seconds of the clock. Whoever has no result after STILLPROOF_PATIENCE seconds (600) is left out.
 STILLPROOF_CLASSIFIERS ("undefended,distilled") names some of the three, STILLPROOF_CONTESTANTS ("log odds") a part of
 the names of contestants; what they reach is added to what is recorded of the others.
 
@@ -25,7 +25,6 @@ import multiprocessing
 import os
 import signal
 import statistics
-import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +36,7 @@ import torch
 from torch import Tensor, nn
 
 from models import Shared, shared
+from shared.clock import clock_of
 from shared.memory import Peak, held_bytes
 from shared.parts import wanted_parts
 from shared.peers import Contestant, art_attack, foolbox_attack, importable, original_apgd, torchattacks_attack
@@ -57,7 +57,7 @@ IMAGES, FEW = 500, 100
 ROUNDS = int(os.environ.get("STILLPROOF_ROUNDS", "3"))
 CLASSIFIERS = os.environ.get("STILLPROOF_CLASSIFIERS", "")
 CONTESTANTS = os.environ.get("STILLPROOF_CONTESTANTS", "")
-LIMIT = int(os.environ.get("STILLPROOF_LIMIT", "600"))
+LIMIT = int(os.environ.get("STILLPROOF_PATIENCE", "600"))
 
 
 @dataclass(frozen=True)
@@ -216,7 +216,7 @@ def time_limit() -> Iterator[None]:
 
 def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str], left_out: dict[str, str]) -> None:
     """Let all contestants have a go, in turn, and record."""
-    clock = time.process_time if runtime.threads == 1 else time.perf_counter
+    clock = clock_of(runtime)
     images, labels = of.some(contest.images)
     for name in names:
         model = of.classifiers[name].eval()
@@ -263,19 +263,19 @@ def compete(contest: Contest, of: Shared, runtime: Runtime, names: list[str], le
 
 def bare_passes(model: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime, steps: int) -> float:
     """Seconds of forward and input-backward passes of the prepared classifier, in the attack's batches, and no more."""
-    at_once = runtime.images_at_once
+    at_once, clock = runtime.images_at_once, clock_of(runtime)
     with frozen(model, images, runtime) as prepared:
-        began = time.perf_counter()
+        began = clock()
         for some, known in zip(images.split(at_once), labels.split(at_once), strict=True):
             for _ in range(steps):
                 prepared.slope(some, lambda logits, known=known: cross_entropy(logits, known))  # type: ignore[misc]
-        return time.perf_counter() - began
+        return clock() - began
 
 
 def idle(of: Shared, runtime: Runtime) -> None:
     """An attack that cannot succeed over the passes that it needs."""
     images, labels = of.some(IMAGES)
-    model = of.classifiers["undefended"].eval()
+    model, clock = of.classifiers["undefended"].eval(), clock_of(runtime)
     with torch.no_grad():
         labels = model(images).argmax(1)
     found: dict[str, Any] = {}
@@ -284,9 +284,9 @@ def idle(of: Shared, runtime: Runtime) -> None:
         ratios = []
         for steps, attack in ((40, PGD(threat=Linf(1e-9), steps=40)), (100, APGD(threat=Linf(1e-9), steps=100))):
             for _ in range(ROUNDS):
-                began = time.perf_counter()
+                began = clock()
                 fell = attack(model, images, labels, runtime=chosen).success.any()
-                ours = time.perf_counter() - began
+                ours = clock() - began
                 assert not fell
                 ratios.append(ours / bare_passes(model, images, labels, chosen, steps))
             found[f"{type(attack).__name__}-{steps}, {precision}"] = [round(ratio, 3) for ratio in sorted(ratios)]

@@ -3,7 +3,7 @@
 `python benchmarks/audit.py [CLASSIFIER ...]`, of: plain, "distilled, T = 50", PGD-trained, RSLAD; all by default. They
 are those of benchmarks/truths.py, seed 0 (STILLPROOF_SEED), and stages of the shared store. STILLPROOF_AUTOATTACK names
 a checkout of the original AutoAttack; without it its column is left out. Neither has a twin to transfer from. With one
-thread times are seconds of CPU.
+thread times are seconds of CPU, but for those of a single step.
 
 STILLPROOF_AUDIT_IMAGES: test images, 1000. STILLPROOF_SEEDS: of AutoAttack, whose union counts, 2. STILLPROOF_SHARE: of
 8/255, 1.
@@ -13,13 +13,12 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from shared.clock import clock_of
 from shared.parts import wanted_parts
 from shared.plans import executed
 from shared.record import record
@@ -71,11 +70,6 @@ def original(
     with torch.no_grad():
         standing = model(found).argmax(1) == labels
     return standing, counting.forwards + counting.backwards, seconds
-
-
-def clock_of(runtime: Runtime) -> Callable[[], float]:
-    """Of the CPU where there is one thread, which another program does not lengthen."""
-    return time.process_time if runtime.threads == 1 else time.perf_counter
 
 
 def compared(name: str, model: nn.Module, images: Tensor, labels: Tensor, runtime: Runtime) -> None:

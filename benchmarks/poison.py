@@ -20,20 +20,20 @@ from __future__ import annotations
 import os
 import statistics
 import sys
-import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from models import LIMIT, MODEL, RECIPE
+from shared.clock import clock_of
 from shared.parts import wanted_parts
 from shared.plans import executed
 from shared.record import cifar10, record
-from stillproof.core.carving import Carving, carve
+from stillproof.core.carving import carve
 from stillproof.core.classifiers import predict
-from stillproof.core.images import ImageSet
 from stillproof.core.plan import Context, Stage
 from stillproof.core.runtime import Runtime
 from stillproof.core.sources import open_source
@@ -46,7 +46,7 @@ from stillproof.poison.further_scanning import FURTHER, view
 from stillproof.poison.pipeline import Looking
 from stillproof.poison.scan_set.sight import p_values
 from stillproof.poison.scan_set.stability import VIEWS
-from stillproof.poison.scanning import load_set, scan_set, scores_of, set_of
+from stillproof.poison.scanning import as_set, load_set, scan_set, scores_of, set_of
 from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings
 
 TRIGGERS = tuple(os.environ.get("STILLPROOF_TRIGGERS", "patch;blend;sinusoid;moving-patch").split(";"))
@@ -149,14 +149,14 @@ def scan(place: str, runtime: Runtime) -> None:
     given = {"data": stages["data"], "teacher": reads["teacher"], "trusted": reads["trusted"]}
     references = {f"reference {number}": one for number, one in enumerate(reads["references"])}  # type: ignore[arg-type]
     values = executed(given | references, runtime)  # type: ignore[arg-type]
-    parts: Carving = carve(values["data"])
+    training = carve(values["data"]).training
     for name, change in LOOK_ALIKES.items():
         known = values["trusted"]
         trusted = {**known.tensors, "images": change(known.tensors["images"], known.tensors["labels"])}
         scanned = scan_set.run(
             Context(runtime),
             values["teacher"],
-            _as_set(parts.training, change),
+            as_set(replace(training, images=change(training.images, training.known_labels()))),
             Artefact(known.values, trusted if name.endswith("logo") else known.tensors),
             [values[reference] for reference in references],
             false_alarms=FALSE_ALARMS,
@@ -178,18 +178,13 @@ def beside(place: str, runtime: Runtime) -> None:
         record("poison", **{f"beside: {trigger}, {RATES[0]:.0%}{OF_THE_DRAW}": row})
 
 
-def _as_set(images: ImageSet, change: Callable[[Tensor, Tensor], Tensor]) -> Artefact:
-    tensors = {"images": change(images.images, images.known_labels()), "labels": images.known_labels()}
-    return Artefact({"name": images.name, "classes": list(images.classes), "notes": []}, tensors)
-
-
 def cost(place: str, runtime: Runtime) -> None:
     """A scan of 50 000 images, its references at hand, over the bare passes of teacher and reference."""
     stages = planned(settings(place, TRIGGERS[0]), runtime)
     reads = stages["scan"].inputs
     references = {f"reference {number}": one for number, one in enumerate(reads["references"])}  # type: ignore[arg-type]
     values = executed({"teacher": reads["teacher"], "trusted": reads["trusted"], **references}, runtime)  # type: ignore[dict-item]
-    (context, clock) = Context(runtime), time.process_time if runtime.threads == 1 else time.perf_counter
+    context, clock = Context(runtime), clock_of(runtime)
     whole = load_set.run(context, source=open_source(place), part="training", limit=MANY)
     images, master = set_of(whole), classifier_of(values["teacher"], context)
     reference = classifier_of(values["reference 0"], context)
@@ -216,7 +211,7 @@ def cost(place: str, runtime: Runtime) -> None:
     }
     row = {"images": len(images), "rounds": COST_ROUNDS, "threads": runtime.threads, "seconds": medians, **ratios}
     print(f"  cost: {row}", flush=True)
-    record("poison", cost=row)
+    record("poison", **{f"cost{OF_THE_DRAW}": row})
 
 
 def compression(place: str, runtime: Runtime) -> None:
@@ -228,7 +223,10 @@ def compression(place: str, runtime: Runtime) -> None:
         values = executed(planned(given, runtime), runtime)
         result = POISON_A_PIPELINE.conclude(given, values)
         print(f"  {compressed}: {result.summary}", flush=True)
-        record("poison", **{f"compression: {compressed}": {table.title: plain(table) for table in result.tables}})
+        record(
+            "poison",
+            **{f"compression: {compressed}{OF_THE_DRAW}": {table.title: plain(table) for table in result.tables}},
+        )
 
 
 def attack(place: str, runtime: Runtime, mode: str = "cached", triggers: tuple[str, ...] = TRIGGERS) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from models import RECIPE
-from poison import FALSE_ALARMS, detection, plain, planned, settings
+from poison import FALSE_ALARMS, OF_THE_DRAW, detection, plain, planned, settings
 from shared.parts import wanted_parts
 from shared.plans import executed
 from shared.record import cifar10, record
@@ -111,7 +111,7 @@ def needs(place: str, runtime: Runtime) -> None:
         given = settings(place, "patch").model_copy(update=SMALLER | dict(changes))
         result = POISON_A_PIPELINE.conclude(given, executed(planned(given, runtime), runtime))
         print(f"  {name}: {result.summary}", flush=True)
-        record("poisoners", **{f"needs: {name}": {table.title: plain(table) for table in result.tables}})
+        record("poisoners", **{f"needs: {name}{OF_THE_DRAW}": {table.title: plain(table) for table in result.tables}})
 
 
 def adaptive(place: str, runtime: Runtime) -> None:
@@ -132,7 +132,7 @@ def adaptive(place: str, runtime: Runtime) -> None:
                 "accuracy lost": found.lost.value,
             }
         print(f"  {name}: {row}", flush=True)
-        record("poisoners", **{f"adaptive: {name}": row})
+        record("poisoners", **{f"adaptive: {name}{OF_THE_DRAW}": row})
 
 
 def _stages(given: PoisonSettings, attacker: Attacker, runtime: Runtime) -> dict[str, Stage]:
@@ -141,20 +141,20 @@ def _stages(given: PoisonSettings, attacker: Attacker, runtime: Runtime) -> dict
     looking = Looking(given.reference, given.reference_epochs, FALSE_ALARMS, given.seed)
     read: Any = (data, stages["teacher"], stages[f"{attacker.of}/crafted"], looking)
     defended = Betrayed(*read, attacker.share) if attacker.share else Defended(*read)
-    poisoned = stages[f"{attacker.of}/cached/0/model"]
+    poisoned = stages[f"{attacker.of}/cached/{given.seed}/model"]
     students = defended.students(
         poisoned,
         model=Model(str(given.student)),
         objective=build("objective", Spec.parse(given.objective)),
         epochs=RECIPE.epochs,
-        seed=derive(0, "student"),
+        seed=derive(given.seed, "student"),
     )
     trigger = build("trigger", Spec.parse(given.trigger))
     return {
         "crafted": stages[f"{attacker.of}/crafted"],
         "scan": defended.scanned,
-        "clean": stages["nothing/cached/0"],
-        "unscanned": stages[f"{attacker.of}/cached/0"],
+        "clean": stages[f"nothing/cached/{given.seed}"],
+        "unscanned": stages[f"{attacker.of}/cached/{given.seed}"],
         "scanned": stage(
             measure_backdoor, "measure scanned", classifier=students["scan"], data=data.stage, trigger=trigger
         ),

@@ -1,4 +1,4 @@
-"""Is a backdoored student told from a clean one? 30 each on CIFAR-10, 30 each on digits, and how often the scan errs.
+"""Is a backdoored student told from a clean one? 50 backdoored and 30 clean on CIFAR-10, 30 each on digits.
 
 `python benchmarks/students.py [PART ...]`, parts: cifar10, louder, two classes, digits; all by default. Stages stay
 (STILLPROOF_STORE). Backdoored: five triggers, none of which is in the scan's bank (which is looked up), two targets,
@@ -7,7 +7,8 @@ and one to three seeds (cifar10: 20 students and as many clean ones; louder, tri
 or more above that of the clean student of their seed. The scan sees student, teacher and
 trusted images (on CIFAR-10 the validation part, on digits the test images), and no transfer set. A part has one
 teacher, and a pair of clean students a seed that say what is usual: the intervals do not cover these.
-STILLPROOF_SEEDS: so many students a trigger and target instead. Figures go to benchmarks/results/students.json.
+STILLPROOF_SEEDS: so many students a trigger and target instead (of two classes it stays one). Figures go to
+benchmarks/results/students.json.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from stillproof.poison.pipeline import Inspecting
 from stillproof.poison.resisting import vouched
 from stillproof.poison.scan_student.bank import bank
 from stillproof.poison.scan_student.verdict import of_the_student
+from stillproof.poison.scanning import as_set
 from stillproof.poison.stages import guesses_of
 from stillproof.poison.student_scanning import inspected
 from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings
@@ -73,11 +75,7 @@ class Setting:
 @job(version=1)
 def tested(_context: Context, data: Artefact) -> Artefact:
     """The test images as the trusted set."""
-    images = carve(data).test
-    values = {"name": images.name, "classes": list(images.classes), "notes": []}
-    return Artefact(
-        values, {"images": images.images, "labels": images.known_labels(), "rows": torch.arange(len(images))}
-    )
+    return as_set(carve(data).test)
 
 
 def setting(name: str) -> Setting:

@@ -27,7 +27,7 @@ SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "5"))
 EPOCHS = int(os.environ.get("STILLPROOF_THIEF_EPOCHS", "80"))
 MARGIN, ENOUGH = 0.03, 5
 KNOW_LESS = ("kd-unlabelled", "label-only")
-"""They have no labels: there is no reason why they should keep up with KD."""
+"""They learn no labels: there is no reason why they should keep up with KD."""
 
 
 def main() -> None:

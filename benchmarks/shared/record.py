@@ -1,4 +1,8 @@
-"""Where a benchmark's figures go: benchmarks/results/NAME.json, with the machine and the versions beside them."""
+"""Where a benchmark's figures go: benchmarks/results/NAME.json, with the machine and the versions beside them.
+
+`machines` holds those that took part, and `measured on` which of them each entry is of: parts are run one by one.
+Entries that are not among these are older; their machine is `machine`, or that of the commit that brought them.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +30,11 @@ def record(name: str, **found: Any) -> None:
         "packages": versions(),
     }
     RESULTS.mkdir(exist_ok=True)
-    content = {**before, **found, "machine": machine}
+    machines = list(before.get("machines", []))
+    if machine not in machines:
+        machines.append(machine)
+    measured = {**before.get("measured on", {}), **dict.fromkeys(found, machines.index(machine))}
+    content = {**before, **found, "machines": machines, "measured on": measured}
     file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n")
     print(f"{name}: {', '.join(found)} recorded in {file.name}")
 

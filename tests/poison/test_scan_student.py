@@ -12,6 +12,7 @@ from stillproof.core.images import ImageSet, as_float
 from stillproof.core.runtime import Runtime
 from stillproof.core.sources import DataSource
 from stillproof.core.training import Recipe, fit
+from stillproof.poison.account import student_classes_table
 from stillproof.poison.scan_student.bank import Reaction, bank, react, unseen
 from stillproof.poison.scan_student.suspicion import Sought, backdoored
 from stillproof.poison.scan_student.verdict import Inspected, of_the_student
@@ -150,3 +151,11 @@ def test_a_student_passes_only_where_a_trigger_would_have_shown(
     said = of_the_student("it", seen, against)
     assert said.status == status
     assert not against or said.evidence[-1] == against[0]
+
+
+@pytest.mark.parametrize(
+    ("alike", "said"), [(0.9, "backdoor: a patch"), (0.6, "reacts, as a poor student may: a patch")]
+)
+def test_the_table_says_no_more_than_the_verdict(alike: float, said: str) -> None:
+    table = student_classes_table(inspected(reactions=BACKDOOR, student_alike=alike))
+    assert [row[1] for row in table.rows] == [said, "none found", "none found"]

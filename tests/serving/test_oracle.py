@@ -59,6 +59,16 @@ def test_what_is_revealed_is_all_that_is_revealed(toy: ImageSet, runtime: Runtim
     assert torch.allclose(top.scores, logits.softmax(1).topk(2).values)
 
 
+@pytest.mark.parametrize("text", ["logits", "probabilities", "top-2", "label"])
+def test_nan_is_no_answer_whatever_is_revealed(text: str, toy: ImageSet, runtime: Runtime) -> None:
+    class Broken(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return torch.tensor([torch.nan, 1.0, 2.0]).expand(len(images), -1)
+
+    with pytest.raises(InputError, match="holds NaN"):
+        Oracle(Broken(), Reveal.parse(text), runtime).ask(toy)
+
+
 def test_a_thief_spreads_what_was_not_revealed_evenly(toy: ImageSet, runtime: Runtime) -> None:
     reveal = Reveal.parse("top-1")
     answer = Oracle(Fixed(4), reveal, runtime).ask(toy)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stillproof.core.carving import load_data
+from stillproof.core.carving import carve, load_data
 from stillproof.core.classifiers import Model
 from stillproof.core.distillation import TEACHER, Distillation
 from stillproof.core.images import ImageSet, as_float
@@ -199,14 +200,23 @@ def test_the_most_uncertain_and_the_farthest() -> None:
 
 
 def test_active_thieves_ask_about_the_pool_and_never_twice(drawn: Artefact, data: Artefact) -> None:
-    from stillproof.core.carving import carve
-
     for name in ("entropy", "k-centre"):
         made = images_of(asked_by(name, drawn, data, served(drawn)))
         labels = dict(zip(rows(carve(data).pool), carve(data).pool.known_labels().tolist(), strict=True))
         assert len(set(rows(made))) == 60
         assert [labels[image] for image in rows(made)] == made.known_labels().tolist()
         assert set(rows(made)) - set(rows(images_of(drawn)))
+
+
+def test_where_all_others_are_copies_of_what_was_asked_an_active_thief_asks_no_more(
+    drawn: Artefact, data: Artefact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = images_of(drawn)
+    parts = replace(carve(data), pool=asked.subset(torch.arange(len(asked)).repeat(2)))
+    monkeypatch.setattr("stillproof.theft.thieves.active.carve", lambda _: parts)
+    made = asked_by("entropy", drawn, data, served(drawn))
+    assert set(rows(images_of(made))) <= set(rows(asked))
+    assert made.values["queries"] <= 60
 
 
 # other people's images

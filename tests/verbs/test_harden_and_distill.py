@@ -75,6 +75,7 @@ def test_a_student_without_labels_follows_its_teacher(tmp_path: Path, label_mode
         ({"temperature": 20.0}, "--defensive"),
         ({"defensive": True, "label_mode": "online"}, "plain images"),
         ({"robust": "kd"}, "no robust distillation"),
+        ({"objective": "fitnets", "label_mode": "cached"}, "no answers of it can be cached"),
     ],
 )
 def test_ways_that_contradict_each_other_are_refused(settings: dict[str, Any], match: str) -> None:
@@ -82,6 +83,16 @@ def test_ways_that_contradict_each_other_are_refused(settings: dict[str, Any], m
     given = verb.settings(data="digits", teacher="zoo:cnn?width=8", student="zoo:cnn?width=8", **settings)
     with pytest.raises(InputError, match=match):
         verb.plan(given.resolved(), Runtime.choose())
+
+
+def test_features_are_matched_online_whether_it_is_said_or_not() -> None:
+    verb: Verb = verb_named("distill")
+    plain = {"data": "digits", "teacher": "zoo:cnn?width=8", "student": "zoo:cnn?width=8", "objective": "fitnets"}
+    unsaid, said = (
+        verb.plan(verb.settings(**plain, **more).resolved(), Runtime.choose())
+        for more in ({}, {"label_mode": "online"})
+    )
+    assert [unsaid.key(one) for one in unsaid.order] == [said.key(one) for one in said.order]
 
 
 @pytest.mark.parametrize("way", [{"defensive": True, "temperature": 20.0}, {"robust": "rslad?threat=linf:0.1&steps=2"}])

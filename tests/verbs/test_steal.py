@@ -399,6 +399,14 @@ def test_what_cannot_be_planned_is_refused_before_anything_runs(changes: dict[st
         plan(settings(**changes), Runtime.choose())
 
 
+def test_knockoff_needs_enough_of_other_people_s_images(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (100, 8, 8), dtype=np.uint8)
+    np.savez(tmp_path / "few.npz", images=images, labels=np.arange(100) % 10)
+    given = settings(limit=None, queries="12/class", query_data=str(tmp_path / "few.npz"), thief=("kd", "knockoff"))
+    with pytest.raises(InputError, match="asks about up to 96 of other people's images, and --query-data has"):
+        plan(given, Runtime.choose())
+
+
 def test_profiles_fill_only_what_nobody_set() -> None:
     smoke = StealSettings(data="digits", victim="zoo:cnn", profile="smoke", epochs=7).resolved()
     assert (smoke.epochs, smoke.seeds, smoke.thief_epochs, smoke.limit) == (7, 1, 10, 5000)
@@ -417,6 +425,8 @@ def test_it_is_told_of_a_defence_whether_a_thief_knows_it() -> None:
     who = cast(settings(defence=("power", "reverse-sigmoid", "ast+round", "ast", *unknown), thief=("all",)))
     assert [name for name in who.defences if not who.knows(name)] == list(unknown)
     assert not cast(settings(defence=("power",), thief=("kd", "recovery"))).knows("power")
+    as_written = settings(defence=("reverse-sigmoid",), thief=("kd", "recovery"), response_l1=0.2)
+    assert not cast(as_written).knows("reverse-sigmoid")  # nobody knows the strength that it was tuned to
 
 
 def test_all_thieves_are_both_who_learn_actively() -> None:

@@ -164,7 +164,8 @@ def student_classes_table(seen: Inspected) -> Table:
         usual = min((one.size for one in masks if one.model != "student" and one.gap >= LEAST_GAP), default=None)
         guilty = [one.trigger for one in seen.reacting if one.target == target]
         guilty += [f"a {one.family} change" for one in seen.backdoored if one.target == target]
-        said = f"backdoor: {guilty[0]}" if guilty else "too few images" if target in seen.unseen else "none found"
+        shown = "reacts, as a poor student may" if seen.is_poor else "backdoor"  # the verdict leaves that open, too
+        said = f"{shown}: {guilty[0]}" if guilty else "too few images" if target in seen.unseen else "none found"
         rows.append([name, said, gap, own.gap if own else None, own.size if own else None, usual])
     return Table(
         title="By the class that a trigger would call forth",

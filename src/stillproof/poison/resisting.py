@@ -16,7 +16,7 @@ from stillproof.core.store import Artefact
 from stillproof.core.training import Recipe, fit
 from stillproof.errors import InputError
 from stillproof.poison.resistant import Anchored, Unlearning, consensus, worst_change
-from stillproof.poison.scanning import set_of
+from stillproof.poison.scanning import as_set, set_of
 
 VIEWS = 4
 """Of the teacher's consensus, beside the plain image."""
@@ -30,19 +30,13 @@ def assemble(_context: Context, data: Artefact, added: Artefact) -> Artefact:
     """The training part and what was added to it, as a transfer set that a scan reads."""
     training = carve(data).training
     more = ImageSet(added.tensors["images"], added.tensors["labels"], training.classes, training.name)
-    return _as_set(training.with_more(more))
+    return as_set(training.with_more(more))
 
 
 @job(version=1)
 def vouched(_context: Context, data: Artefact) -> Artefact:
     """The validation part, on which nothing was trained, as the trusted set."""
-    return _as_set(carve(data).validation)
-
-
-def _as_set(images: ImageSet) -> Artefact:
-    values = {"name": images.name, "classes": list(images.classes), "notes": []}
-    tensors = {"images": images.images, "labels": images.known_labels(), "rows": torch.arange(len(images))}
-    return Artefact(values, tensors)
+    return as_set(carve(data).validation)
 
 
 @job(version=1)

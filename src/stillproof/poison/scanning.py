@@ -97,6 +97,13 @@ def set_of(loaded: Artefact) -> ImageSet:
     return ImageSet(tensors["images"], tensors["labels"], tuple(values["classes"]), values["name"])
 
 
+def as_set(images: ImageSet) -> Artefact:
+    """Images as `set_of` reads them."""
+    values = {"name": images.name, "classes": list(images.classes), "notes": []}
+    tensors = {"images": images.images, "labels": images.known_labels(), "rows": torch.arange(len(images))}
+    return Artefact(values, tensors)
+
+
 @job(version=1)
 def check_trusted(_context: Context, trusted: Artefact) -> Artefact:
     """Nothing, where there are enough trusted images, of which copies count once; raises InputError where not."""

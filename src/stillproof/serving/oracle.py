@@ -14,7 +14,7 @@ from stillproof.core.classifiers import predict
 from stillproof.core.images import ImageSet
 from stillproof.core.runtime import Runtime
 from stillproof.errors import BudgetExceeded, InputError, nearest
-from stillproof.serving.guard import guard
+from stillproof.serving.guard import defined, guard
 from stillproof.serving.responses import Response
 
 Kind = Literal["logits", "probabilities", "top", "label"]
@@ -65,7 +65,8 @@ class Answer:
 
 
 def shown(logits: Tensor, reveal: Reveal) -> Answer:
-    """What an oracle shows of its logits, (n, K)."""
+    """What an oracle shows of its logits, (n, K). Raises InputError for NaN."""
+    logits = defined(logits)
     everything = torch.arange(logits.shape[1]).expand_as(logits)
     if reveal.kind == "logits":
         return Answer(everything, logits)

@@ -33,6 +33,8 @@ class Cast:
     seeds: tuple[int, ...]
     defences: Mapping[str, Defence]
     thieves: Mapping[str, Thief]
+    calibrated: bool = False
+    """Whether responses are tuned to a distance."""
 
     def served(self) -> tuple[str, ...]:
         """The victim as it is, and under each defence."""
@@ -44,10 +46,15 @@ class Cast:
         return {text for text, thief in self.thieves.items() if not (labelled and _chooses_labels(thief))}
 
     def knows(self, defence: str) -> bool:
-        """Whether a thief takes part who knows the response of a defence; of one without there is nothing to know."""
+        """Whether a thief takes part who knows the response of a defence, and its strength where that was tuned; of one
+        without there is nothing to know."""
         response = self.defences[defence].response
-        return response is None or any(
-            isinstance(thief, Recovery) and thief.undoes(response) for thief in self.thieves.values()
+        if response is None:
+            return True
+        tuned = self.calibrated and response.strength is not None
+        return any(
+            isinstance(thief, Recovery) and thief.undoes(response) and (thief.calibrated or not tuned)
+            for thief in self.thieves.values()
         )
 
     def who_left(self, outputs: Collection[str]) -> Cast:
@@ -106,7 +113,7 @@ def assembled(
         raise InputError("no thief takes part.", f"Name some with --thief: {', '.join(table('thief'))}, or all.")
     if not labelled:  # without labels there is no reference: the gain is measured from this thief
         found.setdefault(LABEL_ONLY, build("thief", Spec(LABEL_ONLY)))
-    made = Cast(seeds, against, found)
+    made = Cast(seeds, against, found, calibrated)
     if not made.judged(labelled=labelled):
         raise InputError(
             f"by {', '.join(found)} alone no theft can be judged: who chooses what is labelled gains by that as well.",

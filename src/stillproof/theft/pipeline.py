@@ -32,7 +32,7 @@ class Pipeline:
 
     cast: Cast
     data: Data
-    others: Stage | None
+    others: Data | None
     queries: Queries
     origin: Origin
     labelled: bool
@@ -140,7 +140,7 @@ class Pipeline:
             serving=serving,
             drawn=drawn,
             data=self.data.stage,
-            others=self.others,
+            others=None if self.others is None else self.others.stage,
             queries=self.asked,
             origin=self.origin,
             model=self.thief,

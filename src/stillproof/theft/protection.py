@@ -114,7 +114,7 @@ def _gains(theft: Theft) -> Array:
 def gain_finding(subject: str, theft: Theft, evidence: Sequence[str], others: Sequence[Theft] = ()) -> Finding:
     """SP-T1: a thief gains.
 
-    others: what the other thieves got; SP-T1 passes only where none of them surely gains more than nothing.
+    others: what the other thieves got; SP-T1 passes only where the gain of each is surely below NEGLIGIBLE.
     """
     gain, n = theft.gain, len(theft.right)
     said = [*evidence, "The best thief was chosen on its own held-out queries, not on the test images."]
@@ -135,7 +135,7 @@ def gain_finding(subject: str, theft: Theft, evidence: Sequence[str], others: Se
         said.append(ONE_SEED)
     title = {
         "fail": "A thief gains from the answers",
-        "pass": "No thief gains from the answers",
+        "pass": f"No thief gains {100 * NEGLIGIBLE:g} points from the answers",
         "inconclusive": "Whether a thief gains is not settled",
         "error": "",
     }[status]

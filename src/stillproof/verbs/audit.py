@@ -151,9 +151,10 @@ def _black_box_stage(settings: AuditSettings, data: Data, *, twins: Sequence[Sta
         )
     box = BlackBox(settings.model, settings.queries)
     box.check()
-    if settings.queries is not None and settings.queries < 2 * settings.images:
+    images = min(settings.images, data.sizes.test)
+    if settings.queries is not None and settings.queries < 2 * images:
         raise InputError(
-            f"{settings.queries} queries are too few for {settings.images} images.",
+            f"{settings.queries} queries are too few for {images} images.",
             "Give --queries of at least twice --images, or fewer images.",
         )
     return stage(audit_black_box, "audit the black box", box=box, **_given(settings, data, twins))

@@ -117,7 +117,7 @@ def _stages(settings: StealSettings) -> dict[str, Stage]:
     made = Pipeline(
         cast=cast(settings, Prospect(data.classes, open_source(settings.data), thief)),
         data=data,
-        others=None if others is None else data_stage(others, settings.limit, fewest_classes=1).stage,
+        others=None if others is None else data_stage(others, settings.limit, fewest_classes=1),
         queries=Queries.parse(settings.queries),
         origin=settings.queries_from,
         labelled=settings.labels,
@@ -141,6 +141,7 @@ def _check_queries(settings: StealSettings, made: Pipeline) -> None:
     outside = settings.queries_from == "outside"
     there = sizes.pool if outside else sizes.training
     if 2 * classes <= asked <= there:
+        _check_others(made)
         return
     most = there // classes
     advice = f"Ask for 2/class to {most}/class" if most >= 2 else "These are too few to steal with: use more images"
@@ -149,6 +150,23 @@ def _check_queries(settings: StealSettings, made: Pipeline) -> None:
         f"{advice} (a thief holds some out to choose by)"
         + (", or use --queries-from inside." if outside and asked > there else "."),
     )
+
+
+def _check_others(made: Pipeline) -> None:
+    """Raise InputError where a thief asks about other people's images, and there are not enough of them."""
+    from stillproof.errors import InputError
+    from stillproof.theft.asking import ChoosesQueries
+    from stillproof.theft.stages import HELD_OUT
+
+    wanted = made.asked - int(HELD_OUT * made.asked)
+    for name, thief in made.cast.thieves.items():
+        asks = isinstance(thief, ChoosesQueries) and thief.wants_others
+        if asks and made.others is not None and made.others.sizes.training < wanted:
+            raise InputError(
+                f"the thief {name!r} asks about up to {wanted} of other people's images, and --query-data has "
+                f"{made.others.sizes.training} to ask about.",
+                "Give a larger --query-data, or fewer --queries.",
+            )
 
 
 def conclude(settings: StealSettings, values: Mapping[str, Artefact]) -> Result:

@@ -70,7 +70,10 @@ def ask_actively(
     for number, many in enumerate(shares(work.left, rounds)):
         if not many:
             continue
-        unasked = _without(there, work.all_asked())
+        left = _others(there, work.all_asked())
+        if not len(left):  # all that there is are copies of what was asked
+            break
+        unasked = there.subset(left)
         student = work.substitute(model, recipe, derive(seed, "substitute", number))
         said = predict(student, unasked, context.runtime).softmax(dim=1)
         if choose == "entropy":
@@ -84,11 +87,11 @@ def ask_actively(
     return work.artefact()
 
 
-def _without(images: ImageSet, others: ImageSet) -> ImageSet:
-    """Those images that are not among the others."""
-    known = {image.numpy().tobytes() for image in others.images}
+def _others(images: ImageSet, known_ones: ImageSet) -> Tensor:
+    """The rows of those images that are not among the known ones: int64."""
+    known = {image.numpy().tobytes() for image in known_ones.images}
     rows = [row for row, image in enumerate(images.images) if image.numpy().tobytes() not in known]
-    return images.subset(torch.tensor(rows, dtype=torch.int64))
+    return torch.tensor(rows, dtype=torch.int64)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import product
 from typing import ClassVar
 
 from stillproof.core.distillation import Distillation
-from stillproof.theft.thieves import TEMPERATURES, Tuned
+from stillproof.theft.thieves import TEMPERATURES, Tuned, tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,5 @@ class KD(Tuned):
     signs: ClassVar[Mapping[str, str]] = {"temperature": "T", "alpha": "α"}
 
     def candidates(self) -> tuple[Distillation, ...]:
-        temperatures = TEMPERATURES if self.temperature is None else (self.temperature,)
-        alphas = (0.5, 0.9) if self.alpha is None else (self.alpha,)
-        return tuple(Distillation(temperature=t, alpha=a) for t in temperatures for a in alphas)
+        tries = product(tried(self.temperature, *TEMPERATURES), tried(self.alpha, 0.5, 0.9))
+        return tuple(Distillation(temperature=t, alpha=a) for t, a in tries)

@@ -1,4 +1,4 @@
-"""The thief who has images and no labels."""
+"""The thief who learns answers and no labels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from stillproof.core.distillation import Distillation
-from stillproof.theft.thieves import TEMPERATURES, Tuned
+from stillproof.theft.thieves import TEMPERATURES, Tuned, tried
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,5 +21,4 @@ class KDUnlabelled(Tuned):
     needs_labels: ClassVar[bool] = False
 
     def candidates(self) -> tuple[Distillation, ...]:
-        temperatures = TEMPERATURES if self.temperature is None else (self.temperature,)
-        return tuple(Distillation(temperature=t, alpha=1.0) for t in temperatures)
+        return tuple(Distillation(temperature=t, alpha=1.0) for t in tried(self.temperature, *TEMPERATURES))

@@ -17,7 +17,6 @@ from stillproof.core.plan import Context, Stage, job, stage
 from stillproof.core.store import Artefact
 from stillproof.errors import InputError
 from stillproof.theft.asking import Questioning, Situation
-from stillproof.theft.lesson import BUDGET
 from stillproof.theft.stages import CHOOSES_ONLY
 from stillproof.theft.thieves import PEOPLES, TEMPERATURES, titled, tried
 
@@ -100,4 +99,4 @@ class Knockoff:
         )
 
     def candidates(self) -> tuple[Distillation, ...]:
-        return tuple(Distillation(temperature=t, alpha=1.0) for t in tried(self.temperature, *TEMPERATURES))[:BUDGET]
+        return tuple(Distillation(temperature=t, alpha=1.0) for t in tried(self.temperature, *TEMPERATURES))
