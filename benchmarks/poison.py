@@ -71,7 +71,7 @@ def settings(place: str, trigger: str, rate: float = 0.05, mode: str = "cached")
         epochs=RECIPE.epochs,
         seeds=SEEDS,
         controls=False,
-        defend=True,
+        defend=mode == "cached",  # the defences learn cached labels
         label_mode=mode,
         seed=DRAW,
     )
