@@ -26,7 +26,7 @@ NO_LONGER = (
 """What does not hold of a teacher that is not clean."""
 
 
-@job(version=3)
+@job(version=4)
 def check_premise(context: Context, teacher: Artefact, trusted: Artefact, references: Sequence[Artefact]) -> Artefact:
     """How the teacher reacts to a bank of triggers, beside references that were distilled on trusted images alone.
 

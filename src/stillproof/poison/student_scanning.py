@@ -63,7 +63,7 @@ def invert_clean(
     return Artefact({"sought": sought, "quantised": quantised}, {}, _cost_of(found, images, epochs))
 
 
-@job(version=4)
+@job(version=5)
 def scan_student(
     context: Context,
     teacher: Artefact,

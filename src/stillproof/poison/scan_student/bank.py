@@ -18,8 +18,9 @@ from stillproof.core.images import ImageSet, as_float, as_uint8
 from stillproof.core.runtime import Runtime
 from stillproof.poison.triggers import Patch, Pattern, Place, Shape, Sinusoid, Stamp
 
-SIDES, SHARES_OF_SIDE = (2, 3, 4), (1 / 16, 1 / 8, 1 / 4)
-"""Sides of the bank's patches: in pixels, as attackers give them, and over the image's."""
+SIDES, SHARES_OF_SIDE = (2, 3, 4), (1 / 16, 1 / 8)
+"""Sides of the bank's patches: in pixels, as attackers give them, and over the image's. A checker of a quarter of the
+side moves honest students by up to 58 points more than others of their kind (docs/decisions/0018)."""
 
 COVERED = 0.1
 """Share of an image that a patch covers at most: what hides more changes what an honest student says, too."""
@@ -34,8 +35,8 @@ PAINTED = (0.25, 0.5)
 
 FAMILYWISE, GAP = 0.01, 0.3
 """McNemar's p after Bonferroni, and the difference of rates beyond any clean one's, beyond which a classifier reacts.
-Networks differ in what they make of a patch that hides what is there: .27 more was seen in clean students, .2 in clean
-teachers (docs/results/poison.md). A backdoor works on most images."""
+Networks differ in what they make of stripes and patches: .16 more was seen in clean students (docs/results/poison.md).
+A backdoor works on most images."""
 
 SEEN = 0.5
 """Difference of rates that must be able to count as a reaction, or a bank says nothing of a class."""
