@@ -1,12 +1,13 @@
 """Triggers that Stillproof has no name for, and clean sets that look odd: what does the scan of a transfer set say?
 
-`python benchmarks/unseen.py [PART ...]`, parts: poison, clean; both by default. Teacher, trusted images and references
+`python benchmarks/unseen.py [PART ...]`, parts: poison, planted, clean; all by default. Teacher, trusted images and references
 are those of benchmarks/poison.py (STILLPROOF_STORE, STILLPROOF_SEED); the poison is made here, by other code than the
 product's: PGD on the white-box teacher through the trigger, ε 8/255, 40 steps, through JPEG 75 as the clean images.
 Beside 16 000 clean images it is 5 % of the set, and with its first fifth 1 %. Figures go to
 benchmarks/results/unseen.json.
 
 - poison: poison found, clean images flagged at a nominal 1 %, and the verdict (SP-P2).
+- planted: ASR of a student (zoo:cnn, cached labels) of the set with 5 % of it, unscanned, and of a clean student.
 - clean: what is flagged of sets without poison, and the verdict.
 """
 
@@ -22,18 +23,20 @@ import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from models import RECIPE
 from poison import FALSE_ALARMS, OF_THE_DRAW, detection, planned, settings
 from shared.parts import wanted_parts
 from shared.plans import executed
 from shared.record import cifar10, record
 from stillproof.attacks.frozen import frozen
 from stillproof.core.carving import carve
-from stillproof.core.classifiers import predict
+from stillproof.core.classifiers import Model, predict
+from stillproof.core.distillation import Distillation
 from stillproof.core.images import ImageSet, as_float, as_uint8
 from stillproof.core.noise import Noise, derive
 from stillproof.core.plan import Context
 from stillproof.core.runtime import Runtime
-from stillproof.core.stages import classifier_of
+from stillproof.core.stages import classifier_of, distil
 from stillproof.core.store import Artefact
 from stillproof.poison.codec import Codec
 from stillproof.poison.scan_set.verdict import of_the_set
@@ -200,6 +203,28 @@ class Scene:
             self.context, self.values["teacher"], as_set(suspects), known, self.references, false_alarms=FALSE_ALARMS
         )
 
+    def student(self, added: ImageSet | None) -> nn.Module:
+        """Distilled on the clean set, and on what is added."""
+        more = None if added is None else as_set(added)
+        made = distil.run(
+            self.context,
+            self.values["teacher"],
+            self.values["data"],
+            more,
+            model=Model("zoo:cnn"),
+            objective=Distillation(alpha=1.0),
+            online=False,
+            recipe=RECIPE,
+            seed=derive(0, "student"),
+        )
+        return classifier_of(made, self.context)
+
+    def asr(self, model: nn.Module, change: Change, runtime: Runtime) -> float:
+        """Share of the test images of other classes that it takes for the target with the trigger, 8 bits a channel."""
+        test = self.parts.test.subset((self.parts.test.known_labels() != TARGET).nonzero().flatten())
+        worn = replace(test, images=as_uint8(change(as_float(test.images))))
+        return round(float((predict(model, worn, runtime).argmax(1) == TARGET).double().mean()), 4)
+
 
 def said(scanned: Artefact, added: int) -> dict[str, Any]:
     """The verdict, and what is found and flagged; what was added comes last."""
@@ -209,22 +234,40 @@ def said(scanned: Artefact, added: int) -> dict[str, Any]:
     }
 
 
+def made(scene: Scene, name: str, runtime: Runtime) -> ImageSet:
+    """The poison of a trigger, with its goals as labels."""
+    pool = scene.parts.pool
+    labels, many = pool.known_labels(), name.endswith("many targets")
+    rows = (torch.arange(len(pool)) if many else (labels != TARGET).nonzero().flatten())[:MANY]
+    goal = (labels[rows] + 1 + torch.arange(len(rows)) % 9) % 10 if many else torch.full((len(rows),), TARGET)
+    worn = crafted(scene.teacher, pool.images[rows], goal, TRIGGERS[name], runtime)
+    return ImageSet(worn, goal, pool.classes, pool.name)
+
+
 def poison(scene: Scene, runtime: Runtime) -> None:
     """Triggers that have no name."""
-    clean, pool = scene.parts.training, scene.parts.pool
-    for name, change in TRIGGERS.items():
-        labels = pool.known_labels()
-        many = name.endswith("many targets")
-        rows = (torch.arange(len(pool)) if many else (labels != TARGET).nonzero().flatten())[:MANY]
-        goal = (labels[rows] + 1 + torch.arange(len(rows)) % 9) % 10 if many else torch.full((len(rows),), TARGET)
-        worn = crafted(scene.teacher, pool.images[rows], goal, change, runtime)
-        added = ImageSet(worn, goal, clean.classes, clean.name)
-        deceived = (predict(scene.teacher, added, runtime).argmax(1) == goal).double().mean()
+    for name in TRIGGERS:
+        added = made(scene, name, runtime)
+        deceived = (predict(scene.teacher, added, runtime).argmax(1) == added.known_labels()).double().mean()
         row: dict[str, Any] = {"deceives the teacher": round(float(deceived), 4)}
         for title, some in (("5 %", len(added)), ("1 %", len(added) // 5)):
-            row[title] = said(scene.scanned(clean.with_more(added.subset(torch.arange(some)))), some)
+            suspects = scene.parts.training.with_more(added.subset(torch.arange(some)))
+            row[title] = said(scene.scanned(suspects), some)
         print(f"  {name}: {row}", flush=True)
         record("unseen", **{f"poison: {name}{OF_THE_DRAW}": row})
+
+
+def planted(scene: Scene, runtime: Runtime) -> None:
+    """What the poison is good for: with many targets there is no backdoor to measure."""
+    usual = scene.student(None)
+    for name, change in TRIGGERS.items():
+        if name.endswith("many targets"):
+            continue
+        student = scene.student(made(scene, name, runtime))
+        everyone = {"teacher": scene.teacher, "clean student": usual, "student": student}
+        row = {who: scene.asr(model, change, runtime) for who, model in everyone.items()}
+        print(f"  {name}: {row}", flush=True)
+        record("unseen", **{f"planted: {name}{OF_THE_DRAW}": row})
 
 
 def clean(scene: Scene, _runtime: Runtime) -> None:
@@ -235,7 +278,7 @@ def clean(scene: Scene, _runtime: Runtime) -> None:
         record("unseen", **{f"clean: {name}{OF_THE_DRAW}": row})
 
 
-PARTS: dict[str, Callable[[Scene, Runtime], None]] = {"poison": poison, "clean": clean}
+PARTS: dict[str, Callable[[Scene, Runtime], None]] = {"poison": poison, "planted": planted, "clean": clean}
 
 
 def main() -> None:
