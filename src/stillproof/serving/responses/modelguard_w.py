@@ -39,8 +39,8 @@ class _Point(NamedTuple):
     """What is best with p'_t = τ: the others by their places, the likeliest first.
 
     The first `held` lie above the cap and come down to it. Of what that leaves, the first `emptied` lose all, and the
-    next loses `taken`; the last `filled` get as much as the cap allows, and the one before them `given`. Where that
-    would use less than the budget, `spare`, all that the argmax does not have lies with the last.
+    next loses `taken`; the last `filled` get as much as the cap allows, and the one before them `given`. With budget to
+    spare all lose all, and what the argmax does not have lies with the last.
     """
 
     tau: float
@@ -51,7 +51,6 @@ class _Point(NamedTuple):
     taken: float
     filled: int
     given: float
-    spare: bool
 
 
 class _Programme:
@@ -93,7 +92,7 @@ class _Programme:
             next_cost, all_filled = self.costs[max(m - filled - 1, 0)], self.cost[m] - self.cost[m - filled]
             cost = self.top_cost * tau + cap * all_filled + given * next_cost
             slope = self.top_cost + all_filled - (filled + 1) * next_cost
-            return _Point(tau, cost, slope, held, m, 0.0, filled, given, spare=True)
+            return _Point(tau, cost, slope, held, m, 0.0, filled, given)
         return self._with_the_budget(tau, cap, held)
 
     def _with_the_budget(self, tau: float, cap: float, held: int) -> _Point:
@@ -121,7 +120,7 @@ class _Programme:
         slope = self.top_cost - (next_taken if falls else next_given)
         slope += self.cost[held] - self.cost[lowered] - (held - lowered) * next_taken
         slope += self.cost[m] - self.cost[m - filled] - filled * next_given
-        return _Point(tau, cost, slope, held, emptied, taken, filled, given, spare=False)
+        return _Point(tau, cost, slope, held, emptied, taken, filled, given)
 
     def _room(self, count: int, cap: float) -> float:
         """What the last so many, none of which is above the cap, could get."""
