@@ -23,6 +23,9 @@ MANY = 0.05
 SPREAD = 0.4
 """How much of what the most flagged class has beyond the false alarms another has that stands out as well."""
 
+AIMED = 1 / 3
+"""Of what is flagged beyond the false alarms, the part of the class that has most, at least, if poison is aimed."""
+
 HARDLY = 0.1
 """Of a class's share of the set: so much less of the trusted images are taken for it that they say nothing of it."""
 
@@ -140,6 +143,15 @@ class Scanned:
         return found
 
     @property
+    def largest_part(self) -> float:
+        """Of all that is flagged beyond the false alarms, what one class has."""
+        images, flagged = (
+            np.bincount(one, minlength=len(self.classes)) for one in (self.guessed, self.guessed[self.flagged])
+        )
+        beyond = np.maximum(flagged - self.false_alarms * images, 0)
+        return float(beyond.max() / beyond.sum()) if beyond.any() else 1.0
+
+    @property
     def unknown(self) -> list[int]:
         """The classes that many images are taken for, and hardly a trusted one: nobody knows what is usual there."""
         counts, usual = self._mix(self.guessed), self._mix(self.usual)
@@ -211,7 +223,7 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
     others = max((share for index, share in enumerate(shares) if index != most), default=0.0)
     beyond = [share - scanned.false_alarms for share in shares]
     raised = sum(share > SPREAD * max(beyond[most], 0.0) for share in beyond)
-    is_spread = raised > len(shares) / 2
+    is_spread = raised > len(shares) / 2 or scanned.largest_part < AIMED
     is_harmless = is_spread and scanned.are_agreed_upon
     proves = rarest < SURE and not mixed and not is_harmless
     status: Status = "fail" if proves else "inconclusive" if is_open else "pass"
@@ -226,7 +238,7 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
         evidence.append(f"{seen} {scanned.doubt}.")
     elif status == "inconclusive" and rarest < SURE and is_harmless:
         evidence.append(
-            "What is flagged is spread over most classes, and the references agree with the teacher on it: another "
+            "What is flagged is spread over the classes, and the references agree with the teacher on it: another "
             "source, codec, border or logo would do that, which the trusted images have not. So would a trigger with "
             "many targets that deceives references as well: look at them, or give trusted images like these."
         )
@@ -245,7 +257,7 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
         evidence.append(f"Less than {scanned.least_seen:.1%} of poison, all of it flagged, would not have shown.")
     elif is_spread:
         evidence.append(
-            "What is flagged is spread over most classes, and the references disagree with the teacher on more than "
+            "What is flagged is spread over the classes, and the references disagree with the teacher on more than "
             "usual: a trigger with many targets does that, and images of another kind than the trusted ones."
         )
     elif raised > 1:
