@@ -83,6 +83,15 @@ def planned(given: PoisonSettings, runtime: Runtime) -> dict[str, Stage]:
     return outputs
 
 
+def read_by_the_scan(stages: dict[str, Stage], runtime: Runtime) -> tuple[dict[str, Artefact], list[Artefact]]:
+    """Data, teacher and trusted images, by name, and the references: what a scan reads besides the suspects."""
+    reads: dict[str, Any] = dict(stages["scan"].inputs)
+    references = {f"reference {number}": one for number, one in enumerate(reads["references"])}
+    given = {"data": stages["data"], "teacher": reads["teacher"], "trusted": reads["trusted"]}
+    values = executed(given | references, runtime)
+    return values, [values[name] for name in references]
+
+
 def further_of(given: PoisonSettings, scanned: Stage) -> Stage:
     """The scanners beside, and the baselines, on what a scan looks at."""
     looking = Looking(given.reference, given.reference_epochs, FALSE_ALARMS, given.seed)
@@ -144,11 +153,7 @@ def scan(place: str, runtime: Runtime) -> None:
             row["found of what deceives the teacher"] = float((p[crafted.numpy()] <= FALSE_ALARMS).mean())
             print(f"  {trigger}, {rate:.0%}: {row}", flush=True)
             record("poison", **{f"scan: {trigger}, {rate:.0%}{OF_THE_DRAW}": row})
-    stages = planned(settings(place, TRIGGERS[0]), runtime)
-    reads = stages["scan"].inputs
-    given = {"data": stages["data"], "teacher": reads["teacher"], "trusted": reads["trusted"]}
-    references = {f"reference {number}": one for number, one in enumerate(reads["references"])}  # type: ignore[arg-type]
-    values = executed(given | references, runtime)  # type: ignore[arg-type]
+    values, references = read_by_the_scan(planned(settings(place, TRIGGERS[0]), runtime), runtime)
     training = carve(values["data"]).training
     for name, change in LOOK_ALIKES.items():
         known = values["trusted"]
@@ -158,7 +163,7 @@ def scan(place: str, runtime: Runtime) -> None:
             values["teacher"],
             as_set(replace(training, images=change(training.images, training.known_labels()))),
             Artefact(known.values, trusted if name.endswith("logo") else known.tensors),
-            [values[reference] for reference in references],
+            references,
             false_alarms=FALSE_ALARMS,
         )
         row = detection(scanned, 0)
@@ -180,14 +185,11 @@ def beside(place: str, runtime: Runtime) -> None:
 
 def cost(place: str, runtime: Runtime) -> None:
     """A scan of 50 000 images, its references at hand, over the bare passes of teacher and reference."""
-    stages = planned(settings(place, TRIGGERS[0]), runtime)
-    reads = stages["scan"].inputs
-    references = {f"reference {number}": one for number, one in enumerate(reads["references"])}  # type: ignore[arg-type]
-    values = executed({"teacher": reads["teacher"], "trusted": reads["trusted"], **references}, runtime)  # type: ignore[dict-item]
+    values, references = read_by_the_scan(planned(settings(place, TRIGGERS[0]), runtime), runtime)
     context, clock = Context(runtime), clock_of(runtime)
     whole = load_set.run(context, source=open_source(place), part="training", limit=MANY)
     images, master = set_of(whole), classifier_of(values["teacher"], context)
-    reference = classifier_of(values["reference 0"], context)
+    reference = classifier_of(references[0], context)
     found: dict[str, list[float]] = {"bare": [], "scan": [], "bare views": [], "views": []}
     for _ in range(COST_ROUNDS):
         began = clock()
@@ -197,8 +199,7 @@ def cost(place: str, runtime: Runtime) -> None:
         found["bare"].append(clock() - began)
         found["bare views"].append((1 + len(VIEWS)) * of_the_teacher)
         began = clock()
-        given = [values[name] for name in references]
-        scan_set.run(context, values["teacher"], whole, values["trusted"], given, false_alarms=FALSE_ALARMS)
+        scan_set.run(context, values["teacher"], whole, values["trusted"], references, false_alarms=FALSE_ALARMS)
         found["scan"].append(clock() - began)
         began = clock()
         view.run(context, values["teacher"], whole, values["trusted"], seed=0)

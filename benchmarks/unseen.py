@@ -24,9 +24,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from models import RECIPE
-from poison import FALSE_ALARMS, OF_THE_DRAW, detection, planned, settings
+from poison import FALSE_ALARMS, OF_THE_DRAW, detection, planned, read_by_the_scan, settings
 from shared.parts import wanted_parts
-from shared.plans import executed
 from shared.record import cifar10, record
 from stillproof.attacks.frozen import frozen
 from stillproof.core.carving import carve
@@ -187,12 +186,7 @@ class Scene:
     """Teacher, trusted images and references of a draw, and the scan with them."""
 
     def __init__(self, place: str, runtime: Runtime) -> None:
-        stages = planned(settings(place, "patch"), runtime)
-        reads = stages["scan"].inputs
-        references = {f"reference {number}": one for number, one in enumerate(reads["references"])}  # type: ignore[arg-type]
-        given = {"data": stages["data"], "teacher": reads["teacher"], "trusted": reads["trusted"]}
-        self.values = executed(given | references, runtime)  # type: ignore[arg-type]
-        self.references = [self.values[name] for name in references]
+        self.values, self.references = read_by_the_scan(planned(settings(place, "patch"), runtime), runtime)
         self.context, self.parts = Context(runtime), carve(self.values["data"])
         self.teacher = classifier_of(self.values["teacher"], self.context)
 
@@ -228,9 +222,11 @@ class Scene:
 
 def said(scanned: Artefact, added: int) -> dict[str, Any]:
     """The verdict, and what is found and flagged; what was added comes last."""
+    found = detection(scanned, added)
     return {
         "verdict": of_the_set("a set", scanned_set(scanned, FALSE_ALARMS)).status,
-        **detection(scanned, added)["combined"],
+        **found["combined"],
+        "by agreement alone": found["agreement"],
     }
 
 
