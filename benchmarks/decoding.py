@@ -7,13 +7,12 @@ Half a minute on two cores.
 
 from __future__ import annotations
 
-import sys
 import tempfile
 import time
 
 from shared.memory import held_bytes
 from shared.plans import Printing
-from shared.record import cifar10, record
+from shared.record import needed_cifar10, record
 from stillproof.core.carving import carve, data_stage
 from stillproof.core.plan import Execution, Plan
 from stillproof.core.runtime import Runtime
@@ -24,9 +23,7 @@ OPENINGS = 5
 
 def main() -> None:
     """Decode once, open a few times."""
-    place = cifar10()
-    if not place:
-        sys.exit("left out: decoding needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    place = needed_cifar10("decoding")
     runtime = Runtime.choose()
     runtime.apply()
     plan = Plan({"data": data_stage(place, None).stage}, runtime)

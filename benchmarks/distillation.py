@@ -15,7 +15,7 @@ from typing import Any
 
 import stillproof
 from shared.plans import store_place
-from shared.record import cifar10, record
+from shared.record import needed_cifar10, record
 from stillproof.core import measures
 
 RUNS = {"kd": ("kd", "online"), "kd-cached": ("kd", "cached")} | {
@@ -52,9 +52,7 @@ def difference(found: list[float], base: list[float]) -> dict[str, Any]:
 
 def main() -> None:
     """Run what was asked for, against plain KD with an online teacher, which is what features always have."""
-    data = cifar10()
-    if not data:
-        sys.exit("left out: distillation needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    data = needed_cifar10("distillation")
     names = sys.argv[1:] or list(RUNS)
     if unknown := set(names) - set(RUNS):
         sys.exit(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(RUNS)}")

@@ -7,13 +7,12 @@ about half an hour on two cores, and prints what they reach.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from shared.plans import executed
-from shared.record import cifar10
+from shared.record import needed_cifar10
 from stillproof.core.carving import carve, data_stage
 from stillproof.core.classifiers import Model, predict
 from stillproof.core.images import ImageSet
@@ -44,9 +43,7 @@ class Shared:
 
 def shared(runtime: Runtime) -> Shared:
     """Train what is not in the store. Exits where there is no CIFAR-10."""
-    place = cifar10()
-    if not place:
-        sys.exit("left out: these benchmarks need STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    place = needed_cifar10("these benchmarks")
     data = data_stage(place, LIMIT)
     images = data.sizes.training
     hardened = AdversarialTraining()

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import os
 import statistics
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -31,7 +30,7 @@ from models import LIMIT, MODEL, RECIPE
 from shared.clock import clock_of
 from shared.parts import wanted_parts
 from shared.plans import executed
-from shared.record import cifar10, record
+from shared.record import needed_cifar10, record
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import predict
 from stillproof.core.plan import Context, Stage
@@ -266,9 +265,7 @@ PARTS: dict[str, Callable[[str, Runtime], None]] = {
 
 def main() -> None:
     """Run the parts that were asked for."""
-    place = cifar10()
-    if not place:
-        sys.exit("left out: this benchmark needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    place = needed_cifar10("this benchmark")
     wanted = wanted_parts(list(PARTS))
     runtime = Runtime.choose()
     runtime.apply()

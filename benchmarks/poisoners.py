@@ -13,7 +13,6 @@ STILLPROOF_ROWS ("rate 1 %;ε 4/255") names some of the rows. Figures go to benc
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -25,7 +24,7 @@ from models import RECIPE
 from poison import FALSE_ALARMS, OF_THE_DRAW, detection, plain, planned, settings
 from shared.parts import wanted_parts
 from shared.plans import executed
-from shared.record import cifar10, record
+from shared.record import needed_cifar10, record
 from stillproof.core.carving import data_stage
 from stillproof.core.classifiers import Model
 from stillproof.core.noise import derive
@@ -171,9 +170,7 @@ PARTS: dict[str, Callable[[str, Runtime], None]] = {"needs": needs, "adaptive": 
 
 def main() -> None:
     """Run the parts that were asked for."""
-    place = cifar10()
-    if not place:
-        sys.exit("left out: this benchmark needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    place = needed_cifar10("this benchmark")
     runtime = Runtime.choose()
     runtime.apply()
     for part in wanted_parts(list(PARTS)):

@@ -23,7 +23,7 @@ import torch
 from models import LIMIT, RECIPE
 from shared.parts import wanted_parts
 from shared.plans import executed
-from shared.record import cifar10, record
+from shared.record import needed_cifar10, record
 from stillproof.core import measures
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model
@@ -85,9 +85,7 @@ def setting(name: str) -> Setting:
         chosen = {"data": "digits", "epochs": 60, **small}
         triggers = ("patch?pattern=random&seed=3", "patch?size=3&pattern=white", *WIDE)
         return Setting(chosen, tested, triggers, (1, 7), seeds=SEEDS or 3, epochs=60, inversion=20)
-    place = cifar10()
-    if not place:
-        sys.exit("left out: this part needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    place = needed_cifar10("this part")
     small = {"teacher": "zoo:cnn?width=32", "student": "zoo:cnn?width=16", "epochs": RECIPE.epochs}
     given = {**small, "rate": 0.1, "threat": "linf:8/255", "limit": LIMIT}
     triggers = ("patch?size=5&pattern=random&seed=3", "patch?size=5&pattern=white", *WIDE)

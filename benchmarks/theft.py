@@ -18,7 +18,6 @@ STILLPROOF_ROWS ("nasty;power") names some of the rows. Figures go to benchmarks
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -26,7 +25,7 @@ import stillproof
 from models import LIMIT, MODEL, RECIPE
 from shared.parts import wanted_parts
 from shared.plans import store_place
-from shared.record import cifar10, record
+from shared.record import needed_cifar10, record
 
 SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "3"))
 IMAGES = int(os.environ.get("STILLPROOF_LIMIT", str(LIMIT)))
@@ -96,9 +95,7 @@ PARTS = {"key": key, "matrix": matrix, "around": around, "ast": ast}
 
 def main() -> None:
     """Run the parts that were asked for."""
-    data = cifar10()
-    if not data:
-        sys.exit("left out: theft needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    data = needed_cifar10("theft")
     common = {"victim": MODEL.text, "thief_model": "zoo:cnn", "queries": "50/class", "epochs": RECIPE.epochs}
     for part in wanted_parts(list(PARTS)):
         for name, changes in PARTS[part]():

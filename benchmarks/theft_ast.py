@@ -7,11 +7,9 @@ Figures go to benchmarks/results/theft_ast.json, the reports to runs/.
 
 from __future__ import annotations
 
-import sys
-
 import stillproof
 from shared.plans import store_place
-from shared.record import cifar10, record
+from shared.record import needed_cifar10, record
 
 SETTINGS = {
     "victim": "zoo:resnet18?width=16",
@@ -29,9 +27,7 @@ ORIGINS = {
 
 def main() -> None:
     """Run both and write what was found."""
-    data = cifar10()
-    if not data:
-        sys.exit("left out: theft_ast needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    data = needed_cifar10("theft_ast")
     options = stillproof.RunOptions(store=store_place())
     for origin, thieves in ORIGINS.items():
         result = stillproof.run("steal", options, data=data, thief=thieves, queries_from=origin, **SETTINGS)

@@ -15,7 +15,6 @@ radius.
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -28,7 +27,7 @@ from torch import Tensor, nn
 from models import LIMIT, RECIPE
 from shared.parts import wanted_parts
 from shared.plans import executed
-from shared.record import cifar10, record
+from shared.record import needed_cifar10, record
 from stillproof.attacks.threats import Linf
 from stillproof.core import measures
 from stillproof.core.carving import carve, data_stage
@@ -82,9 +81,7 @@ def setting(name: str) -> Setting:
         recipe = Recipe(epochs=12, batch_size=50, learning_rate=0.1)
         small = ("zoo:vit", "zoo:preresnet20?width=8", "zoo:resnet18?width=8", "zoo:cnn?width=32")
         return Setting("digits", None, Model("zoo:cnn?width=8"), recipe, 100, 0.1, small)
-    place = cifar10()
-    if not place:
-        sys.exit("left out: this part needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    place = needed_cifar10("this part")
     return Setting(place, LIMIT, SMALL, RECIPE, 40, 8 / 255, ())
 
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
-from shared.record import cifar10
+from shared.record import needed_cifar10
 from stillproof.core.images import ImageSet
 from stillproof.core.sources import open_source
 from stillproof.core.sources.source import DataSource, Split
@@ -16,9 +14,7 @@ ORIGINAL = (1, 7)
 
 def automobiles_and_horses() -> DataSource:
     """10 000 training and 2 000 test images. Exits where there is no CIFAR-10."""
-    place = cifar10()
-    if not place:
-        sys.exit("left out: two classes need STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    place = needed_cifar10("two classes")
     opened = open_source(place).open()
     return DataSource(_of(opened.train, "train"), _of(opened.test, "test"))
 

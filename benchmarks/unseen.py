@@ -13,7 +13,6 @@ benchmarks/results/unseen.json.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -26,7 +25,7 @@ from torch import Tensor, nn
 from models import RECIPE
 from poison import FALSE_ALARMS, OF_THE_DRAW, detection, planned, read_by_the_scan, settings
 from shared.parts import wanted_parts
-from shared.record import cifar10, record
+from shared.record import needed_cifar10, record
 from stillproof.attacks.frozen import frozen
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model, predict
@@ -279,9 +278,7 @@ PARTS: dict[str, Callable[[Scene, Runtime], None]] = {"poison": poison, "planted
 
 def main() -> None:
     """Run the parts that were asked for."""
-    place = cifar10()
-    if not place:
-        sys.exit("left out: this benchmark needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    place = needed_cifar10("this benchmark")
     wanted = wanted_parts(list(PARTS))
     runtime = Runtime.choose()
     runtime.apply()

@@ -12,7 +12,7 @@ import sys
 import torch
 
 from shared.plans import executed
-from shared.record import cifar10, record
+from shared.record import needed_cifar10, record
 from stillproof.core import measures
 from stillproof.core.carving import data_stage
 from stillproof.core.classifiers import Model
@@ -29,9 +29,7 @@ SHAPE, CLASSES = (3, 32, 32), 10
 
 def main() -> None:
     """Train each."""
-    place = cifar10()
-    if not place:
-        sys.exit("left out: the zoo's accuracy needs STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    place = needed_cifar10("the zoo's accuracy")
     runtime = Runtime.choose()
     runtime.apply()
     data = data_stage(place, LIMIT)

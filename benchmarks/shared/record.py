@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,3 +50,11 @@ def recorded(name: str) -> Mapping[str, Any]:
 def cifar10() -> str | None:
     """The folder of CIFAR-10 as parquet, where the environment names one (STILLPROOF_CIFAR10)."""
     return os.environ.get("STILLPROOF_CIFAR10")
+
+
+def needed_cifar10(what: str) -> str:
+    """The same; where there is none it exits, and says that `what` is left out."""
+    place = cifar10()
+    if not place:
+        sys.exit(f"left out: {what}, without STILLPROOF_CIFAR10, a folder with CIFAR-10 as parquet")
+    return place
