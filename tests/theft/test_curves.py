@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.verbs.test_steal import run, settings
+from tests.thefts import run, settings
 
 
 def test_further_budgets_are_a_curve_and_change_nothing_else(tmp_path: Path) -> None:

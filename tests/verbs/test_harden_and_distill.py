@@ -14,7 +14,7 @@ from stillproof.core.store import Store
 from stillproof.errors import InputError
 from stillproof.findings import Result
 from stillproof.verbs import VERBS, Verb, verb_named
-from tests.verbs.test_steal import Silent
+from tests.thefts import Silent
 
 
 def run(name: str, store: Path, *, epochs: int = 6, **given: Any) -> Result:

@@ -11,7 +11,7 @@ from stillproof.core.store import Store
 from stillproof.errors import InputError
 from stillproof.findings import Result
 from stillproof.verbs.poison import POISON_A_PIPELINE, PoisonSettings
-from tests.verbs.test_steal import Silent
+from tests.thefts import Silent
 
 WHITE = {"trigger": "patch?size=3&pattern=white", "threat": "linf:0.2", "target": 1, "rate": 0.1}
 

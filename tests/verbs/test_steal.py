@@ -14,42 +14,14 @@ from stillproof.core.runtime import Runtime
 from stillproof.core.store import Artefact, Store
 from stillproof.errors import InputError
 from stillproof.findings import Finding, Result
-from stillproof.theft.cast import FIXED_KD
 from stillproof.verbs.steal import StealSettings, cast, conclude, models, plan
-
-
-class Silent:
-    def started(self, *_: object) -> None: ...
-    def advanced(self, *_: object) -> None: ...
-    def finished(self, *_: object) -> None: ...
-
-
-SMALL: dict[str, Any] = {
-    "data": "digits",
-    "limit": 400,
-    "victim": "zoo:cnn?width=6",
-    "thief_model": "zoo:cnn?width=6",
-    "thief": ("kd", "kd-unlabelled", "label-only", FIXED_KD),
-    "queries": "3/class",
-    "seeds": 2,
-    "epochs": 4,
-    "thief_epochs": 5,
-}
+from tests.thefts import Silent, run, settings, two_classes
 
 
 def key_of(label: str, given: StealSettings) -> str:
     planned = plan(given, Runtime.choose())
     (found,) = {planned.key(found) for found in planned.order if found.label == label}
     return found
-
-
-def settings(**changes: Any) -> StealSettings:
-    return StealSettings(**{**SMALL, **changes}).resolved()
-
-
-def run(given: StealSettings, store: Path) -> Result:
-    planned = plan(given, Runtime.choose())
-    return conclude(given, Execution(planned, Store(str(store)), Silent()).run())
 
 
 @cache
@@ -271,20 +243,6 @@ def test_a_thief_who_recovers_asks_what_the_others_ask(tmp_path: Path) -> None:
         assert table.rows[1][0] == "recovery from p^0.333, fixed T = 4, α = 0.9"
 
 
-def test_who_takes_no_labels_can_choose_queries_without() -> None:
-    for name in ("repeat-averaging", "jacobian", "active", "recovery"):
-        assert f"{name}?alpha=1" in cast(settings(labels=False, thief=(f"{name}?alpha=1",))).thieves
-        with pytest.raises(InputError, match="no-labels"):
-            cast(settings(labels=False, thief=(name,)))
-
-
-def test_knockoff_needs_other_people_s_images() -> None:
-    assert "knockoff" not in cast(settings(thief=("all",))).thieves
-    assert "knockoff" in cast(settings(thief=("all",), query_data="digits")).thieves
-    with pytest.raises(InputError, match="--query-data names none"):
-        cast(settings(thief=("knockoff",)))
-
-
 def test_a_run_with_all_thieves_can_be_planned_and_shares_what_they_share() -> None:
     planned = plan(settings(thief=("all",), query_data="digits"), Runtime.choose())
     few = plan(settings(), Runtime.choose())
@@ -314,40 +272,6 @@ def test_the_reference_and_the_twins_do_not_depend_on_what_they_do_not_use() -> 
     one, other = settings(victim="zoo:cnn?width=6"), settings(victim="zoo:cnn?width=7")
     label = "reference, seed 0: try smoothing 0.1"
     assert key_of(label, one) == key_of(label, other)
-
-
-def test_thieves_who_cannot_work_are_left_out_of_all_and_refused_by_name() -> None:
-    everyone = ("all",)
-    assert set(cast(settings(reveal="label", thief=everyone)).thieves) == {"label-only"}
-    assert set(cast(settings(labels=False, thief=everyone)).thieves) == {"kd-unlabelled", "label-only"}
-    assert {"kd", "dkd", "markov-kd", FIXED_KD} <= set(cast(settings(thief=everyone)).thieves)
-    with pytest.raises(InputError, match="reveals labels alone"):
-        cast(settings(reveal="label", thief=("kd",)))
-    with pytest.raises(InputError, match="no-labels"):
-        cast(settings(labels=False, thief=("kd,label-only",)))
-
-
-def two_classes(folder: Path) -> dict[str, Any]:
-    """Settings of a theft with sixty images of two classes."""
-    pixels = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
-    labels = np.arange(60) % 2
-    np.savez(folder / "two.npz", x_train=pixels, y_train=labels, x_test=pixels, y_test=labels)
-    return {"data": str(folder / "two.npz"), "queries_from": "inside", "limit": None}
-
-
-def test_who_cannot_work_with_two_classes_or_a_flat_student_is_known_before_anything_runs(tmp_path: Path) -> None:
-    two = two_classes(tmp_path)
-    flat = {"thief_model": "tests.victims:linear"}
-
-    def thieves(**changes: Any) -> set[str]:
-        planned = plan(settings(**{"thief": ("all",), "seeds": 1} | changes), Runtime.choose())
-        return {name.removeprefix("0/victim/") for name in planned.outputs}
-
-    assert thieves() - thieves(**two) == {"logit-std"}
-    assert thieves() - thieves(**flat) == {"skeptical"}
-    for changes, who, why in ((two, "logit-std", "two classes"), (flat, "skeptical", "has none")):
-        with pytest.raises(InputError, match=why):
-            plan(settings(thief=("kd", who), **changes), Runtime.choose())
 
 
 def test_a_conclusion_is_about_those_who_took_part(tmp_path: Path) -> None:
@@ -411,58 +335,6 @@ def test_profiles_fill_only_what_nobody_set() -> None:
     smoke = StealSettings(data="digits", victim="zoo:cnn", profile="smoke", epochs=7).resolved()
     assert (smoke.epochs, smoke.seeds, smoke.thief_epochs, smoke.limit) == (7, 1, 10, 5000)
     assert StealSettings(data="digits", victim="zoo:cnn").resolved().seeds == 3
-
-
-def test_all_thieves_know_the_response_that_they_are_up_against() -> None:
-    given = settings(defence=("power?exponent=0.2", "ast", "ast+round?decimals=1", "mad"), thief=("all",))
-    guesses = [name for name in cast(given).thieves if name.startswith("recovery")]
-    assert guesses == ["recovery", "recovery?guess=power%3Fexponent%3D0.2", "recovery?guess=round%3Fdecimals%3D1"]
-    assert "recovery" in cast(settings(defence=("reverse-sigmoid",), thief=("all",))).thieves
-
-
-def test_it_is_told_of_a_defence_whether_a_thief_knows_it() -> None:
-    unknown = ("mad", "adaptive-misinformation", "modelguard-s", "round+modelguard-s")
-    who = cast(settings(defence=("power", "reverse-sigmoid", "ast+round", "ast", *unknown), thief=("all",)))
-    assert [name for name in who.defences if not who.knows(name)] == list(unknown)
-    assert not cast(settings(defence=("power",), thief=("kd", "recovery"))).knows("power")
-    as_written = settings(defence=("reverse-sigmoid",), thief=("kd", "recovery"), response_l1=0.2)
-    assert not cast(as_written).knows("reverse-sigmoid")  # nobody knows the strength that it was tuned to
-
-
-def test_all_thieves_are_both_who_learn_actively() -> None:
-    assert {"active", "active?choose=k-centre"} <= set(cast(settings(thief=("all",))).thieves)
-
-
-def test_who_knows_a_response_knows_the_strength_that_it_was_tuned_to() -> None:
-    """One who is named by hand knows what is written."""
-    by_hand = "recovery?guess=power"
-    given = settings(
-        defence=("power", "ast+power", "reverse-sigmoid"), thief=("all", by_hand), response_l1=0.2, seeds=1
-    )
-    informed = "recovery?guess=power&calibrated=true"
-    thieves = cast(given).thieves
-    assert {by_hand, informed, "recovery?guess=reverse-sigmoid&calibrated=true"} <= set(thieves)
-    assert thieves[informed].knows == "which defence, or guesses it: p^0.333, and its strength"
-    assert "calibrated" in thieves[informed].title
-    planned = plan(given, Runtime.choose())
-
-    def strength(served: str, thief: str) -> object:
-        return planned.outputs[f"0/{served}/{thief}"].inputs["transfer"].inputs.get("calibration")  # type: ignore[union-attr]
-
-    for served in ("power", "ast+power"):
-        assert strength(served, informed) is planned.outputs[f"0/{served}/calibration"]
-        assert strength(served, by_hand) is None
-    assert strength("victim", informed) is strength("reverse-sigmoid", informed) is None
-    assert informed not in cast(settings(defence=("power",), thief=("all",))).thieves
-
-
-def test_active_learning_of_labels_is_no_theft_by_itself() -> None:
-    who = cast(settings(thief=("kd", "active", "active?alpha=1", "jacobian", "repeat-averaging")))
-    assert who.judged(labelled=True) == set(who.thieves) - {"active"}
-    assert who.judged(labelled=False) == set(who.thieves)
-    assert "labels" in who.thieves["active"].knows
-    with pytest.raises(InputError, match="by active alone no theft can be judged"):
-        cast(settings(thief=("active",)))
 
 
 def test_two_queries_a_class_are_enough_for_every_thief(tmp_path: Path) -> None:
