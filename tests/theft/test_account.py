@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 
 from stillproof.findings import Finding
 from stillproof.theft.account import Account, Response, Student
@@ -102,6 +103,20 @@ def test_a_thief_whose_training_diverged_is_never_the_best_and_is_said_to_have()
     assert all(cell.value is None for cell in table.rows[1][2:8])  # type: ignore[union-attr]
     (bars, *_) = curves(made)
     assert all(series.y[0] is not None is series.y[1] for series in bars.series)
+
+
+def test_what_a_defence_takes_from_each_thief_is_counted_seed_by_seed() -> None:
+    before, after = student("KD", 0.8, 0.7), student("KD", 0.7, 0.7)
+    made = account(before, thefts={"victim": {"KD": before, "gone": before}, "d": {"KD": after, "gone": lost("gone")}})
+    table = next(table for table in tables(made) if table.title == "Thieves of d")
+    (cell, gone) = (row[table.columns.index("lost to the defence")] for row in table.rows)
+    truth = np.mean([(a.argmax(1) == LABELS).mean() for a in before.logits]) - np.mean(
+        [(a.argmax(1) == LABELS).mean() for a in after.logits]
+    )
+    assert cell.value == pytest.approx(truth)  # type: ignore[union-attr]
+    assert 0.05 < cell.low < cell.value < cell.high < 0.15  # type: ignore[union-attr, operator]
+    assert gone.value is None  # type: ignore[union-attr]
+    assert "lost to the defence" not in next(t for t in tables(made) if t.title == "Thieves of victim").columns
 
 
 def test_where_nobody_has_a_copy_nothing_is_concluded() -> None:

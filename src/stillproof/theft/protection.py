@@ -83,6 +83,14 @@ def best(scores: Mapping[str, tuple[Array, Array]]) -> str:
     return max(scores, key=rank)
 
 
+def lost_to_the_defence(undefended: Theft, defended: Theft) -> Measurement:
+    """Accuracy of a thief's copy of the victim − that of its copy of what the defence serves, seed by seed."""
+    for found in (undefended, defended):
+        if found.thief_diverged:
+            return found.accuracy
+    return measures.difference(undefended.right, defended.right)
+
+
 def protection(undefended: Theft, defended: Theft) -> Measurement:
     """1 − gain_defended / gain_undefended; unmeasured where there is no gain to protect from, or none is known."""
     for found in (undefended.gain, defended.gain):

@@ -79,32 +79,29 @@ def _reference(account: Account, reference: Student) -> Table:
 
 
 def _thieves(account: Account, served: str) -> Table:
+    columns = [
+        "held-out score",
+        "test accuracy",
+        "net gain",
+        *(["lost to the defence"] if served != VICTIM else []),
+        "agreement with what is served",
+        "agreement with the original",
+        "agreement on its mistakes",
+    ]
     rows: list[list[Any]] = []
     for key, student in account.thefts[served].items():
-        lost = measures.unmeasured("its training diverged", n=len(student.logits))
+        gone = measures.unmeasured("its training diverged", n=len(student.logits))
         rows.append(
             [
                 student.title,
                 student.settings,
-                *(6 * [lost] if student.diverged else _measured(account, served, key)),
+                *(len(columns) * [gone] if student.diverged else _measured(account, served, key)),
                 student.knows + account.pretrained * "; has pretrained weights",
                 student.queries,
                 round(student.bits),
             ]
         )
-    columns = [
-        "thief",
-        "chosen, seed by seed",
-        "held-out score",
-        "test accuracy",
-        "net gain",
-        "agreement with what is served",
-        "agreement with the original",
-        "agreement on its mistakes",
-        "knows",
-        "queries",
-        "bits",
-    ]
+    columns = ["thief", "chosen, seed by seed", *columns, "knows", "queries", "bits"]
     return Table(title=f"Thieves of {served}", columns=columns, rows=rows, note=account.apart(served))
 
 
@@ -114,10 +111,12 @@ def _measured(account: Account, served: str, thief: str) -> list[Measurement]:
     original = [logits.argmax(axis=1) for logits in account.served[VICTIM]]
     answers = [logits.argmax(axis=1) for logits in account.served[served]]
     told = list(zip(student.guesses, answers, strict=True))
+    before, after = account.theft(VICTIM, thief), account.theft(served, thief)
     return [
         measures.over_seeds(student.score, within=(0, 1)),
-        account.accuracy(student),
-        account.theft(served, thief).gain,
+        after.accuracy,
+        after.gain,
+        *([protection.lost_to_the_defence(before, after)] if served != VICTIM else []),
         measures.mean_share(np.stack([s == t for s, t in told])),
         measures.mean_share(np.stack([s == o for s, o in zip(student.guesses, original, strict=True)])),
         _over_seeds([measures.agreement_on_mistakes(s, t, account.labels) for s, t in told]),
