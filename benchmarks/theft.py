@@ -9,9 +9,9 @@ STILLPROOF_ROWS ("nasty;power") names some of the rows. Figures go to benchmarks
   two hours of a core for the responses, an hour a seed for the hardenings.
 - matrix: student zoo:cnn, 100 epochs, 50 queries a class, labelled; every defence against every thief, responses at
   equal L1 beside responses as they are. From nothing this is days on two cores: it is meant to be left alone.
-- around: AST and ModelGuard-W, and one thing changed at a time: no labels, other people's images (digits), the victim's
-  own images, fewer and more queries, another student, all images (12 epochs there). Victim and student
-  zoo:cnn?width=16, for which a hardening costs a seventh: about two hours of a core.
+- around: with victim and student zoo:cnn?width=16, for which a hardening costs a seventh, the hardenings; then AST and
+  ModelGuard-W, and one thing changed at a time: no labels, other people's images (digits), the victim's own images,
+  fewer and more queries, another student, all images (12 epochs there). About three hours of a core.
 - ast: pairing, divergence, k and α, each alone, with queries from outside and from inside, against thieves at one
   temperature each; T = 4 with the victim's own images is the setting of the paper. Victim and student as in `around`:
   about an hour and a half of a core.
@@ -74,6 +74,7 @@ def around() -> Iterator[Row]:
     thieves = (*TEMPERATURES[:2], "label-only")
     common = {**ALL_SMALLER, "defence": ("ast", "modelguard-w"), "thief": thieves}
     yield "nothing changed", common
+    yield "hardenings", {**ALL_SMALLER, "defence": ("nasty", "cmim", "ast"), "thief": KEY_THIEVES}
     yield "no labels", {**common, "labels": False, "thief": ("kd-unlabelled", "label-only")}
     yield "other people's images", {**common, "thief": ("knockoff",), "query_data": "digits"}
     yield "queries from inside", {**common, "queries_from": "inside"}
