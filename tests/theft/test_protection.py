@@ -68,6 +68,21 @@ def test_a_thief_who_is_the_baseline_has_no_gain_to_speak_of() -> None:
     assert found.measurements["test accuracy of the copy"].value == pytest.approx(0.9, abs=0.02)
 
 
+def test_a_best_thief_who_is_the_baseline_is_full_protection_only_if_nobody_else_gains() -> None:
+    """Its gain is 0 without any doubt, so that the interval says nothing."""
+    floor = right(0.5, 1)
+    best = Theft("label only", floor, floor, "label-only thief", is_baseline=True)
+
+    def judged(*others: Theft) -> Finding:
+        return protection.protection_finding("d", theft(0.6, 2), best, 0.5, "pass", others=[best, *others])
+
+    assert judged(theft(0.46, 3)).status == "pass"
+    open_ = judged(theft(0.53, 3))
+    assert (open_.status, open_.measurements["protection"].value) == ("inconclusive", 1.0)
+    assert any("the best thief is the label-only thief" in line for line in open_.evidence)
+    assert "That no other thief gains 2 points is not shown." in open_.evidence
+
+
 def test_no_protection_is_claimed_for_a_defence_that_did_not_take() -> None:
     found = t2(0.52, 0.5, took="fail")
     assert found.status == "inconclusive"

@@ -202,8 +202,9 @@ class Account:
             deterministic=self.deterministic,
         )
         known = name not in self.responses or self.responses[name].known
+        others = [self.theft(name, thief) for thief in self._deciding(name)]
         kept = protection.protection_finding(
-            name, self.theft(VICTIM), self.theft(name), promised, took.status, known=known
+            name, self.theft(VICTIM), self.theft(name), promised, took.status, known=known, others=others
         )
         return [kept, utility, took]
 

@@ -134,7 +134,7 @@ def gain_finding(subject: str, theft: Theft, evidence: Sequence[str], others: Se
         said.append("What its copy is worth cannot be told without labels: there is nothing to compare it with.")
     elif gain.low is not None and gain.low > 0:
         status = "fail"
-    elif all(found.gain.high is not None and found.gain.high <= NEGLIGIBLE for found in (theft, *others)):
+    elif _none_gains((theft, *others)):
         status = "pass"
     else:
         status = "inconclusive"
@@ -163,12 +163,25 @@ def gain_finding(subject: str, theft: Theft, evidence: Sequence[str], others: Se
     )
 
 
+def _none_gains(thefts: Sequence[Theft]) -> bool:
+    """Whether each gain is surely negligible."""
+    return all(found.gain.high is not None and found.gain.high <= NEGLIGIBLE for found in thefts)
+
+
 def protection_finding(
-    subject: str, undefended: Theft, defended: Theft, promised: float, took: Status, *, known: bool = True
+    subject: str,
+    undefended: Theft,
+    defended: Theft,
+    promised: float,
+    took: Status,
+    *,
+    known: bool = True,
+    others: Sequence[Theft] = (),
 ) -> Finding:
     """SP-T2: the defence protects less than promised against the best thief.
 
-    known: whether a thief took part who knows the defence's response.
+    known: whether a thief took part who knows the defence's response. others: what the other thieves got in spite of
+    it: where the best one is the baseline itself, whose gain is 0 whatever happened, they decide whether it passes.
     """
     measured = protection(undefended, defended)
     status = judge(measured, promised, good="above")
@@ -183,6 +196,13 @@ def protection_finding(
     else:
         low, high = protection_by_bootstrap(undefended, defended)
         evidence.append(f"Paired bootstrap over seeds and images: [{low:.3f}, {high:.3f}].")
+    if defended.is_baseline:
+        evidence.append(
+            f"With it the best thief is the {defended.baseline}, from which gains are measured: a gain of 0."
+        )
+        if status == "pass" and not _none_gains(others):
+            status = "inconclusive"
+            evidence.append(f"That no other thief gains {100 * NEGLIGIBLE:g} points is not shown.")
     if took != "pass":
         how = "did not take" if took == "fail" else "may not have taken"
         evidence.insert(0, f"The defence {how} (SP-T4), so no protection is claimed for it.")
