@@ -1,5 +1,6 @@
 """From numbers to findings: planted truths are found, their absence is not claimed."""
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,8 +80,18 @@ def test_a_best_thief_who_is_the_baseline_is_full_protection_only_if_nobody_else
     assert judged(theft(0.46, 3)).status == "pass"
     open_ = judged(theft(0.53, 3))
     assert (open_.status, open_.measurements["protection"].value) == ("inconclusive", 1.0)
-    assert any("the best thief is the label-only thief" in line for line in open_.evidence)
-    assert "That no other thief gains 2 points is not shown." in open_.evidence
+    assert any(line.endswith("that no other thief gains 2 points is not shown.") for line in open_.evidence)
+
+
+def test_no_protection_is_claimed_where_a_thief_who_was_not_the_best_surely_keeps_more() -> None:
+    def judged(*others: Theft) -> Finding:
+        return protection.protection_finding("d", theft(0.60, 2), theft(0.52, 3), 0.5, "pass", others=others)
+
+    assert judged(theft(0.52, 3), theft(0.54, 4)).status == "pass"
+    found = judged(theft(0.52, 3), replace(theft(0.59, 5), thief="fixed"))
+    assert found.status == "inconclusive"
+    assert any(line.startswith("fixed was not the best by held-out queries") for line in found.evidence)
+    assert t2(0.59, 0.5).status == "fail"
 
 
 def test_no_protection_is_claimed_for_a_defence_that_did_not_take() -> None:

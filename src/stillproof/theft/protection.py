@@ -168,6 +168,18 @@ def _none_gains(thefts: Sequence[Theft]) -> bool:
     return all(found.gain.high is not None and found.gain.high <= NEGLIGIBLE for found in thefts)
 
 
+def _doubts(undefended: Theft, defended: Theft, promised: float, others: Sequence[Theft]) -> list[str]:
+    """Why the protection from the best thief is not the whole truth."""
+    said = []
+    if defended.is_baseline and not _none_gains(others):
+        what = f"the {defended.baseline}, from which gains are measured, and that no other thief gains"
+        said.append(f"With it the best thief is {what} {100 * NEGLIGIBLE:g} points is not shown.")
+    for found in others:
+        if judge(protection(undefended, found), promised, good="above") == "fail":
+            said.append(f"{found.thief} was not the best by held-out queries, and surely keeps more than is promised.")
+    return said
+
+
 def protection_finding(
     subject: str,
     undefended: Theft,
@@ -180,8 +192,9 @@ def protection_finding(
 ) -> Finding:
     """SP-T2: the defence protects less than promised against the best thief.
 
-    known: whether a thief took part who knows the defence's response. others: what the other thieves got in spite of
-    it: where the best one is the baseline itself, whose gain is 0 whatever happened, they decide whether it passes.
+    known: whether a thief took part who knows the defence's response. others: what thieves got in spite of it. It does
+    not pass where one of them surely kept more than is promised, or where the best one is the baseline itself, whose
+    gain is 0 whatever happened, and that no other gains is not shown.
     """
     measured = protection(undefended, defended)
     status = judge(measured, promised, good="above")
@@ -196,13 +209,10 @@ def protection_finding(
     else:
         low, high = protection_by_bootstrap(undefended, defended)
         evidence.append(f"Paired bootstrap over seeds and images: [{low:.3f}, {high:.3f}].")
-    if defended.is_baseline:
-        evidence.append(
-            f"With it the best thief is the {defended.baseline}, from which gains are measured: a gain of 0."
-        )
-        if status == "pass" and not _none_gains(others):
-            status = "inconclusive"
-            evidence.append(f"That no other thief gains {100 * NEGLIGIBLE:g} points is not shown.")
+    if status != "fail" and len(defended.right) > 1:
+        doubts = _doubts(undefended, defended, promised, others)
+        evidence += doubts
+        status = "inconclusive" if doubts else status
     if took != "pass":
         how = "did not take" if took == "fail" else "may not have taken"
         evidence.insert(0, f"The defence {how} (SP-T4), so no protection is claimed for it.")
