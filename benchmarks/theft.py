@@ -33,10 +33,10 @@ SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "3"))
 IMAGES = int(os.environ.get("STILLPROOF_LIMIT", str(LIMIT)))
 ROWS = os.environ.get("STILLPROOF_ROWS", "")
 HARDENINGS = ("nasty", "cmim", "ast", "ast?reference=true")
-UNDONE = ("reverse-sigmoid", "power", "round?decimals=1", "top?k=3", "modelguard-w")
+UNDONE = ("reverse-sigmoid", "power", "round?decimals=1", "top?k=3", "modelguard-w", "stingy")
 """Responses that answers alone determine: for each there is a thief who knows it."""
 
-RESPONSES = (*UNDONE, "stingy", "label-only", "mad", "adaptive-misinformation", "modelguard-s")
+RESPONSES = (*UNDONE, "label-only", "mad", "adaptive-misinformation", "modelguard-s")
 NOTHING = ("identity", "power?exponent=0.333")
 """Defences that change nothing an attacker cares about: their protection has to cover 0."""
 
