@@ -176,7 +176,8 @@ def _doubts(undefended: Theft, defended: Theft, promised: float, others: Sequenc
         said.append(f"With it the best thief is {what} {100 * NEGLIGIBLE:g} points is not shown.")
     for found in others:
         if judge(protection(undefended, found), promised, good="above") == "fail":
-            said.append(f"{found.thief} was not the best by held-out queries, and surely keeps more than the promise leaves.")
+            what = "was not the best by held-out queries, and surely keeps more than the promise leaves"
+            said.append(f"{found.thief} {what}.")
     return said
 
 
@@ -193,8 +194,8 @@ def protection_finding(
     """SP-T2: the defence protects less than promised against the best thief.
 
     known: whether a thief took part who knows the defence's response. others: what thieves got in spite of it. It does
-    not pass where one of them surely kept more than the promise leaves, or where the best one is the baseline itself, whose
-    gain is 0 whatever happened, and that no other gains is not shown.
+    not pass where one of them surely kept more than the promise leaves, or where the best one is the baseline itself,
+    whose gain is 0 whatever happened, and that no other gains is not shown.
     """
     measured = protection(undefended, defended)
     status = judge(measured, promised, good="above")
