@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from stillproof.core.measurement import Measurement
 from stillproof.findings import Finding
 from stillproof.theft.account import Account, Response, Student
 from stillproof.theft.curves import curves, over_budgets
@@ -113,9 +114,13 @@ def test_what_a_defence_takes_from_each_thief_is_counted_seed_by_seed() -> None:
     truth = np.mean([(a.argmax(1) == LABELS).mean() for a in before.logits]) - np.mean(
         [(a.argmax(1) == LABELS).mean() for a in after.logits]
     )
-    assert cell.value == pytest.approx(truth)  # type: ignore[union-attr]
-    assert 0.05 < cell.low < cell.value < cell.high < 0.15  # type: ignore[union-attr, operator]
-    assert gone.value is None  # type: ignore[union-attr]
+    assert isinstance(cell, Measurement)
+    assert isinstance(gone, Measurement)
+    assert cell.value == pytest.approx(truth)
+    assert cell.low is not None
+    assert cell.high is not None
+    assert 0.05 < cell.low < truth < cell.high < 0.15
+    assert gone.value is None
     assert "lost to the defence" not in next(t for t in tables(made) if t.title == "Thieves of victim").columns
 
 

@@ -162,6 +162,10 @@ class Account:
         """The thieves by whom a finding may be decided, and who have a copy."""
         return {key: found for key, found in self.thefts[served].items() if found.judged and not found.diverged}
 
+    def _thefts(self, served: str) -> list[Theft]:
+        """Those by which a finding may be decided, the best among them."""
+        return [self.theft(served, thief) for thief in self._deciding(served)]
+
     def accuracy(self, student: Student) -> Measurement:
         """On the test images. Without a value where its training diverged."""
         return protection.copy_accuracy(self.right(student.logits), diverged=bool(student.diverged))
@@ -182,8 +186,8 @@ class Account:
         """SP-T1 for everything served, SP-T2 to SP-T4 for every defence."""
         found = []
         for name in self.served:
-            others = [self.theft(name, thief) for thief in self._deciding(name)]
-            found.append(protection.gain_finding(name, self.theft(name), self._circumstances(name), others))
+            circumstances = self._circumstances(name)
+            found.append(protection.gain_finding(name, self.theft(name), circumstances, self._thefts(name)))
         for name in self.defences:
             found += self._about(name, promised, utility_budget)
         return found
@@ -202,7 +206,7 @@ class Account:
             deterministic=self.deterministic,
         )
         known = name not in self.responses or self.responses[name].known
-        others = [self.theft(name, thief) for thief in self._deciding(name)]
+        others = self._thefts(name)
         kept = protection.protection_finding(
             name, self.theft(VICTIM), self.theft(name), promised, took.status, known=known, others=others
         )
