@@ -1,12 +1,15 @@
 """Defences against thieves on CIFAR-10: the matrix, a fraction of what lies around it, and what carries AST's effect.
 
-`python benchmarks/theft.py [PART ...]`, parts: key, matrix, around, ast; all by default. Victim zoo:resnet18?width=16,
+`python benchmarks/theft.py [PART ...]`, parts: key, everyone, level, matrix, around, ast; all by default. Victim zoo:resnet18?width=16,
 on 20 000 images as everywhere (STILLPROOF_LIMIT), three seeds (STILLPROOF_SEEDS). Every training is a stage
 (STILLPROOF_STORE), so that a killed run goes on; each row is a run of `stillproof steal`, recorded when it ends.
 STILLPROOF_ROWS ("nasty;power") names some of the rows. Figures go to benchmarks/results/theft.json.
 
 - key: every defence against the thieves that have decided so far, student zoo:cnn?width=16, 40 epochs a thief: about
   two hours of a core for the responses, an hour a seed for the hardenings.
+- everyone: defences of `key` against every thief there is, at the size of `key`: about an hour and a half of a core.
+- level: responses at the distance that the label alone has (L1 .28), and thieves who know the strength that came of it:
+  about three quarters of an hour.
 - matrix: student zoo:cnn, 100 epochs, 50 queries a class, labelled; every defence against every thief, responses at
   equal L1 beside responses as they are. From nothing this is days on two cores: it is meant to be left alone.
 - around: with victim and student zoo:cnn?width=16, for which a hardening costs a seventh, the hardenings; then AST and
@@ -46,6 +49,9 @@ TEMPERATURES = ("kd?temperature=1&alpha=0.9", PAPER, "kd?temperature=20&alpha=0.
 
 KEY_THIEVES = ("kd", "kd-unlabelled", "label-only", *TEMPERATURES)
 WEIGHTS = (0.02, 0.2, 0.5)
+LABEL_L1 = 0.28
+"""Mean distance of the label alone from the answers of the victim of `key`."""
+
 SMALLER = {"thief_model": "zoo:cnn?width=16", "thief_epochs": 40}
 ALL_SMALLER = {**SMALLER, "victim": "zoo:cnn?width=16"}
 
@@ -57,6 +63,20 @@ def key() -> Iterator[Row]:
     for defence in (*RESPONSES, *NOTHING, *HARDENINGS):
         informed = (f"recovery?guess={defence}",) if defence in UNDONE else ()
         yield defence, {**SMALLER, "defence": (defence,), "thief": (*KEY_THIEVES, *informed)}
+
+
+def everyone() -> Iterator[Row]:
+    """A row a defence, against all thieves of `key` and those who are dearer or rarer."""
+    for defence in ("round?decimals=1", "top?k=3", "stingy", "modelguard-w", "mad", "ast"):
+        yield defence, {**SMALLER, "defence": (defence,), "thief": ("all", *TEMPERATURES)}
+
+
+def level() -> Iterator[Row]:
+    """Responses whose strength is tuned, so that each costs those who are served as much as the label alone would."""
+    for defence in ("label-only", "modelguard-w", "mad", "reverse-sigmoid", "power"):
+        informed = (f"recovery?guess={defence}&calibrated=true",) if defence in UNDONE else ()
+        row = {"defence": (defence,), "thief": (*KEY_THIEVES, *informed), "response_l1": LABEL_L1}
+        yield defence, {**SMALLER, **row}
 
 
 def matrix() -> Iterator[Row]:
@@ -102,7 +122,7 @@ def ast() -> Iterator[Row]:
         yield f"queries from {origin}", {**common, "defence": defences, "queries_from": origin}
 
 
-PARTS = {"key": key, "matrix": matrix, "around": around, "ast": ast}
+PARTS = {"key": key, "everyone": everyone, "level": level, "matrix": matrix, "around": around, "ast": ast}
 
 
 def main() -> None:

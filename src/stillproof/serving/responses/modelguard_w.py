@@ -201,7 +201,8 @@ class ModelGuardW(Response):
         return f"ModelGuard-W (ε = {self.epsilon:g})"
 
     def __call__(self, logits: Tensor, images: Tensor | None = None, state: nn.Module | None = None) -> Tensor:  # noqa: ARG002
-        if self.epsilon == 0 or not len(logits):
-            return logits
         # in plain floats: a dozen operations on one answer of ten classes would take longer than the solution
-        return logits.new_tensor([_served(row, self.epsilon) for row in logits.tolist()])
+        answers = logits.tolist()
+        if self.epsilon == 0 or not answers:
+            return logits
+        return logits.new_tensor([_served(answer, self.epsilon) for answer in answers])
