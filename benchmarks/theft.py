@@ -1,9 +1,9 @@
 """Defences against thieves on CIFAR-10: the matrix, a fraction of what lies around it, and what carries AST's effect.
 
-`python benchmarks/theft.py [PART ...]`, parts: key, everyone, level, matrix, around, ast; all by default. Victim zoo:resnet18?width=16,
-on 20 000 images as everywhere (STILLPROOF_LIMIT), three seeds (STILLPROOF_SEEDS). Every training is a stage
-(STILLPROOF_STORE), so that a killed run goes on; each row is a run of `stillproof steal`, recorded when it ends.
-STILLPROOF_ROWS ("nasty;power") names some of the rows. Figures go to benchmarks/results/theft.json.
+`python benchmarks/theft.py [PART ...]`, parts: key, everyone, level, matrix, around, ast; all by default. Victim
+zoo:resnet18?width=16, on 20 000 images as everywhere (STILLPROOF_LIMIT), three seeds (STILLPROOF_SEEDS). Every training
+is a stage (STILLPROOF_STORE), so that a killed run goes on; each row is a run of `stillproof steal`, recorded when it
+ends. STILLPROOF_ROWS ("nasty;power") names some of the rows. Figures go to benchmarks/results/theft.json.
 
 - key: every defence against the thieves that have decided so far, student zoo:cnn?width=16, 40 epochs a thief: about
   two hours of a core for the responses, an hour a seed for the hardenings.

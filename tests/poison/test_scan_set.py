@@ -21,6 +21,7 @@ from stillproof.poison.scan_set.combined import combined
 from stillproof.poison.scan_set.shared_pattern import SharedPattern
 from stillproof.poison.scan_set.sight import Scores, Sight, folds, p_values
 from stillproof.poison.scan_set.verdict import excess
+from stillproof.poison.scan_set.wandering_pattern import WanderingPattern
 from stillproof.poison.triggers import Patch
 
 TARGET, REFERENCES = 1, 3
@@ -73,7 +74,11 @@ def poison(teacher: nn.Module, digits: DataSource, runtime: Runtime) -> Tensor:
 
 
 def flagged(sights: tuple[Sight, Sight]) -> np.ndarray:
-    scores = {"agreement": agreement(*sights), "shared pattern": SharedPattern()(*sights)}
+    scores = {
+        "agreement": agreement(*sights),
+        "shared pattern": SharedPattern()(*sights),
+        "wandering pattern": WanderingPattern()(*sights),
+    }
     return p_values(combined(scores)) <= 0.01
 
 

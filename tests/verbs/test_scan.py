@@ -46,7 +46,7 @@ def test_further_scanners_are_reported_beside_and_have_no_say(tmp_path: Path, pl
     plain, _ = scan(tmp_path / "plain", planted)
     result, _ = scan(tmp_path / "more", planted, also=("all",))
     rows = {row[0] for table in result.tables if table.title == "Scanners" for row in table.rows}
-    assert rows == {"agreement", "shared pattern", "combined", *FURTHER}
+    assert rows == {"agreement", "shared pattern", "wandering pattern", "combined", *FURTHER}
     assert result.findings == plain.findings
     with pytest.raises(InputError, match="no further scanner 'strp'"):
         scan(tmp_path / "wrong", planted, also=("strp",))

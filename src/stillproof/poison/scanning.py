@@ -27,6 +27,7 @@ from stillproof.poison.scan_set.copies import near_copies
 from stillproof.poison.scan_set.shared_pattern import SharedPattern
 from stillproof.poison.scan_set.sight import Scores, Sight, folds, p_values
 from stillproof.poison.scan_set.verdict import Scanned
+from stillproof.poison.scan_set.wandering_pattern import WanderingPattern
 
 REFERENCES = 4
 """References, each trained on all trusted images but a quarter, which it then judges."""
@@ -35,6 +36,9 @@ FEWEST_TRUSTED = 100
 """Trusted images, for a false alarm rate of a hundredth."""
 
 COMBINED = "combined"
+
+PATTERNS = {"shared pattern": SharedPattern, "wandering pattern": WanderingPattern}
+"""The scanners that say as well what suspicious images of a class share."""
 
 SUSPICIOUS = 0.05
 """p-value of the agreement up to which a report calls an image suspicious."""
@@ -161,7 +165,7 @@ def trusted_folds(images: ImageSet) -> tuple[Tensor, Tensor]:
     return folds(len(images), REFERENCES, derive(0, "trusted folds"))[like], like
 
 
-@job(version=7)
+@job(version=8)
 def scan_set(
     context: Context,
     teacher: Artefact,
@@ -194,15 +198,16 @@ def scan_set(
     seen = replace(_sight(context, master, judges, images, fold), like=like)
     usual = _sight(context, master, judges, known, own)
     doubts = agreement(seen, usual)
-    patterns = SharedPattern(seed=derive(0, "halves", digest)).look(seen, usual, doubts)
-    found = {"agreement": doubts, "shared pattern": patterns.scores}
+    halves = derive(0, "halves", digest)
+    patterns = {name: kind(seed=halves).look(seen, usual, doubts) for name, kind in PATTERNS.items()}
+    found = {"agreement": doubts} | {name: one.scores for name, one in patterns.items()}
     found[COMBINED] = combined(found)
     p = p_values(found[COMBINED])
     everyone = {name: Scores(scores.suspects[place], scores.trusted) for name, scores in found.items()}
     tensors = {
         f"{name}.{part}": torch.from_numpy(getattr(scores, part)) for name, scores in everyone.items() for part in PARTS
     }
-    tensors |= {f"pattern.{index}": one for index, one in patterns.shown.items()}
+    tensors |= {f"{name}.{index}": shown for name, one in patterns.items() for index, shown in one.shown.items()}
     tensors |= {
         "p": torch.from_numpy(p)[place],
         "flagged": torch.from_numpy(p <= false_alarms)[place],
@@ -215,7 +220,7 @@ def scan_set(
     values = {
         "scanners": list(found),
         "classes": list(images.classes),
-        "patterns": sorted(patterns.shown),
+        "patterns": {name: sorted(one.shown) for name, one in patterns.items()},
         "alike": float((usual.guessed == usual.reference.argmax(1)).double().mean()),
         "shared": shared,
         "copies": len(given) - len(original),
@@ -225,6 +230,11 @@ def scan_set(
 
 
 PARTS = ("suspects", "trusted")
+
+
+def pattern_of(scanned: Artefact, name: str, index: int) -> Tensor | None:
+    """What a scanner, by its name, found that suspicious images of a class share: (C, H, W), signed; None: nothing."""
+    return scanned.tensors[f"{name}.{index}"] if index in scanned.values["patterns"][name] else None
 
 
 def _one_of_each(like: Tensor, seed: int) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from stillproof.core import measures
 from stillproof.core.classifiers import predict
@@ -23,7 +24,7 @@ from stillproof.poison.scan_student.bank import Reaction, bank, react, unclaimed
 from stillproof.poison.scan_student.inversion import FEWEST, Family, Inversion, Inverted, invert
 from stillproof.poison.scan_student.suspicion import Sought
 from stillproof.poison.scan_student.verdict import Inspected
-from stillproof.poison.scanning import held_out, scanned_set, set_of
+from stillproof.poison.scanning import PATTERNS, held_out, pattern_of, scanned_set, set_of
 
 HELD_OUT = 0
 """The fold of the trusted images that neither the student nor the clean ones were trained on."""
@@ -92,10 +93,7 @@ def scan_student(
         )
     others = [_deployed(classifier_of(one, context), known, quantised=quantised) for one in clean]
     classes = images.classes
-    shown = [] if scanned is None else _standing_out(scanned)
-    found = {index: scanned.tensors[f"pattern.{index}"] for index in shown} if scanned else {}
-    recovered = {f"{classes[index]} ({index})": pattern for index, pattern in found.items()}
-    triggers = bank(images.shape, recovered)
+    triggers = bank(images.shape, {} if scanned is None else _recovered(scanned))
     reactions = react(suspect, master, others, images, triggers, runtime=runtime)
     strongest = triggers[reactions[0].trigger]
     inverted = _search(context, {"student": suspect}, master, images, epochs, seed)
@@ -138,10 +136,14 @@ def _cost_of(found: Sequence[object], images: ImageSet, epochs: int) -> Cost:
     return Cost(forwards=passes, backwards=passes)
 
 
-def _standing_out(scanned: Artefact) -> list[int]:
-    """The classes of which so much is flagged that what it shares may be a trigger: every class has some pattern."""
-    gathered = scanned_set(scanned, FLAGGED).gathered()
-    return [index for index in scanned.values["patterns"] if gathered[index] < SURE]
+def _recovered(scanned: Artefact) -> dict[str, Tensor]:
+    """What images share of the classes of which so much is flagged that it may be a trigger: every class has some."""
+    gathered, found = scanned_set(scanned, FLAGGED).gathered(), {}
+    for (index, name), scanner in product(enumerate(scanned.values["classes"]), PATTERNS):
+        pattern = pattern_of(scanned, scanner, index)
+        if pattern is not None and gathered[index] < SURE:
+            found[f"{name} ({index}, {scanner})"] = pattern
+    return found
 
 
 def _deployed(clean: nn.Module, known: ImageSet, *, quantised: bool) -> nn.Module:

@@ -12,15 +12,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from stillproof.core.images import batches
-from stillproof.core.noise import derive
 from stillproof.poison.scan_set.agreement import agreement
+from stillproof.poison.scan_set.filters import Patterns, crosswise
 from stillproof.poison.scan_set.sight import Scores, Sight, p_values
 
 CHUNK = 2048
@@ -60,15 +59,14 @@ class SharedPattern:
         seen = agreement(suspects, trusted) if doubts is None else doubts
         p = torch.from_numpy(p_values(seen))
         spectrum = _Spectrum.of(suspects.images)
-        halves = [sight.parts(2, derive(self.seed, name)) for name, sight in (("s", suspects), ("t", trusted))]
-        found, usual = np.zeros(len(suspects)), np.zeros(len(trusted))
+
+        def made(half: Tensor) -> dict[int, Tensor]:
+            return self._filters(spectrum, suspects, p, half)
+
+        found, usual, filters = crosswise(suspects, trusted, self.seed, made, spectrum.holds)
         patterns: dict[int, Tensor] = {}
-        for half in (0, 1):
-            filters = self._filters(spectrum, suspects, p, halves[0] != half)
-            for index, one in filters.items():
-                patterns[index] = patterns.get(index, torch.zeros_like(one)) + one
-            for score, sight, own in zip((found, usual), (suspects, trusted), halves, strict=True):
-                score[(own == half).numpy()] = _matched(spectrum, sight, own == half, filters)
+        for index, one in (pair for half in filters for pair in half.items()):
+            patterns[index] = patterns.get(index, torch.zeros_like(one)) + one
         return Patterns(
             Scores(found, usual, least=USUAL), {index: spectrum.image(one) for index, one in patterns.items()}
         )
@@ -93,14 +91,6 @@ class SharedPattern:
                 if clear > clearest:
                     found[index], clearest = (kept / kept.norm().clamp_min(1e-12)).float(), clear
         return found
-
-
-@dataclass(frozen=True, slots=True)
-class Patterns:
-    """scores, and for each class with suspicious images what these have and the others have not: (C, H, W), signed."""
-
-    scores: Scores
-    shown: dict[int, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +131,11 @@ class _Spectrum:
             start += len(chunk)
         return total
 
+    def holds(self, pattern: Tensor, images: Tensor) -> Tensor:
+        """How much of a filter each image holds: float64, (n,)."""
+        parts = [torch.einsum("nchw,chw->n", chunk, pattern) for chunk in self.chunks(images)]
+        return torch.cat([torch.zeros(0), *parts]).double()
+
     def image(self, coefficients: Tensor) -> Tensor:
         """What coefficients look like as a change of an image."""
         pixels = self.rows.T @ (coefficients * self.deviation) @ self.columns
@@ -153,17 +148,3 @@ def _cosines(n: int) -> Tensor:
     found = torch.cos(math.pi * (2 * places + 1) * places[:, None] / (2 * n)) * math.sqrt(2 / n)
     found[0] /= math.sqrt(2)
     return found
-
-
-def _matched(spectrum: _Spectrum, sight: Sight, own: Tensor, filters: dict[int, Tensor]) -> np.ndarray:
-    """How much of the filter of its predicted class each image of `own` holds; 0 where the class has none."""
-    guessed, start = sight.guessed[own], 0
-    found = torch.zeros(len(guessed), dtype=torch.float64)
-    for chunk in spectrum.chunks(sight.images[own]):
-        here = guessed[start : start + len(chunk)]
-        for index, one in filters.items():
-            rows = here == index
-            values = torch.einsum("nchw,chw->n", chunk[rows], one)
-            found[start : start + len(chunk)][rows] = values.double()
-        start += len(chunk)
-    return found.numpy()

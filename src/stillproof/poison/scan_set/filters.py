@@ -1,0 +1,49 @@
+"""Filters for what suspicious images of a class share. One that is scored on the images that it was made of finds
+itself: each image is scored by a filter of the other half of the set."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from torch import Tensor
+
+from stillproof.core.noise import derive
+from stillproof.poison.scan_set.sight import Scores, Sight
+
+Filter = TypeVar("Filter")
+
+
+@dataclass(frozen=True, slots=True)
+class Patterns:
+    """scores, and for each class with suspicious images what these have and the others have not: (C, H, W), signed."""
+
+    scores: Scores
+    shown: dict[int, Tensor] = field(default_factory=dict)
+
+
+def crosswise(
+    suspects: Sight,
+    trusted: Sight,
+    seed: int,
+    made: Callable[[Tensor], Mapping[int, Filter]],
+    match: Callable[[Filter, Tensor], Tensor],
+) -> tuple[np.ndarray, np.ndarray, list[Mapping[int, Filter]]]:
+    """How much of the filter of its predicted class each image holds, and the filters of both halves.
+
+    made: some suspects, bool (N,), to a filter for each class for which there can be one; match: a filter and images,
+    uint8 (n, C, H, W), to scores, (n,). Returns float64 for suspects and for trusted images, 0 where the class has no
+    filter. Halves are drawn for both alike, so that clean images of either are scored alike.
+    """
+    halves = [sight.parts(2, derive(seed, name)) for name, sight in (("s", suspects), ("t", trusted))]
+    scores = np.zeros(len(suspects)), np.zeros(len(trusted))
+    filters: list[Mapping[int, Filter]] = []
+    for half in (0, 1):
+        filters.append(made(halves[0] != half))
+        for score, sight, own in zip(scores, (suspects, trusted), halves, strict=True):
+            for index, one in filters[half].items():
+                rows = ((own == half) & (sight.guessed == index)).nonzero()[:, 0]
+                score[rows.numpy()] = match(one, sight.images[rows]).double().numpy()
+    return *scores, filters
