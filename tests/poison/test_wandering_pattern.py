@@ -66,7 +66,7 @@ def test_what_wanders_is_found_and_shown(channels: int) -> None:
     assert 3 <= bright.sum() <= 9  # of the cross, wherever in the window it is
 
     by_the_mean = p_values(SharedPattern().look(seen, usual, doubts(POISONED)).scores) <= 0.01
-    assert by_the_mean[-POISONED:].mean() < 0.2
+    assert by_the_mean[-POISONED:].mean() < 0.5
 
 
 def test_of_a_clean_set_nothing_is_shown_and_little_flagged() -> None:
