@@ -17,7 +17,7 @@ MOST = 500
 """Trusted images that the bank's triggers are put on."""
 
 NO_LONGER = (
-    "agreement and shared pattern still find images on which teacher and references part, but what the teacher says of "
+    "agreement and the patterns still find images on which teacher and references part, but what the teacher says of "
     "an image is no longer evidence of anything",
     "a student that is distilled on clean images may take the backdoor over from its teacher: scan it beside the "
     "references, not beside this teacher",
