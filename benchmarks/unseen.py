@@ -1,6 +1,6 @@
 """Triggers that Stillproof has no name for, and clean sets that look odd: what does the scan of a transfer set say?
 
-`python benchmarks/unseen.py [PART ...]`, parts: poison, planted, clean; all by default. Teacher, trusted images and
+`python benchmarks/unseen.py [PART ...]`, parts: poison, planted, left, clean; all by default. Teacher, trusted images and
 references are those of benchmarks/poison.py (STILLPROOF_STORE, STILLPROOF_SEED); the poison is made here, by other code
 than the product's: PGD on the white-box teacher through the trigger, ε 8/255, 40 steps, then through JPEG 75 as the
 clean images. Beside 16 000 clean images it is 5 % of the set, and with its first fifth 1 %. Figures go to
@@ -8,6 +8,8 @@ benchmarks/results/unseen.json.
 
 - poison: poison found, clean images flagged at a nominal 1 %, and the verdict (SP-P2).
 - planted: ASR of a student (zoo:cnn, cached labels) of the set with 5 % of it, unscanned, and of a clean student.
+- left: of the triggers in WANDERING, ASR of a student of the set with 5 and with 1 % of poison, unscanned, and of what a
+  scan at a nominal 5 % leaves.
 - clean: what is flagged of sets without poison, and the verdict.
 """
 
@@ -29,16 +31,19 @@ from shared.record import needed_cifar10, record
 from stillproof.attacks.frozen import frozen
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import Model, predict
-from stillproof.core.distillation import Distillation
+from stillproof.core.distillation import TEACHER, Distillation
 from stillproof.core.images import ImageSet, as_float, as_uint8
 from stillproof.core.noise import Noise, derive
 from stillproof.core.plan import Context
 from stillproof.core.runtime import Runtime
-from stillproof.core.stages import classifier_of, distil
+from stillproof.core.stages import classifier_of, distil, train_fresh
 from stillproof.core.store import Artefact
 from stillproof.poison.codec import Codec
 from stillproof.poison.scan_set.verdict import of_the_set
 from stillproof.poison.scanning import as_set, scan_set, scanned_set
+
+WANDERING, LEFT_OUT = ("cross anywhere",), 0.05
+"""Triggers at another place in each image; and the rate of false alarms at which the poison is left out."""
 
 Change = Callable[[Tensor], Tensor]
 """float32 in [0, 1], (n, 3, 32, 32), in and out; differentiable."""
@@ -196,6 +201,19 @@ class Scene:
             self.context, self.values["teacher"], as_set(suspects), known, self.references, false_alarms=FALSE_ALARMS
         )
 
+    def pupil(self, transfer: ImageSet, runtime: Runtime) -> nn.Module:
+        """Distilled on these images alone."""
+        student, _ = train_fresh(
+            self.context,
+            transfer,
+            Distillation(alpha=1.0),
+            model=Model("zoo:cnn"),
+            recipe=RECIPE,
+            seed=derive(0, "student"),
+            columns={TEACHER: predict(self.teacher, transfer, runtime)},
+        )
+        return student
+
     def student(self, added: ImageSet | None) -> nn.Module:
         """Distilled on the clean set, and on what is added."""
         more = None if added is None else as_set(added)
@@ -265,6 +283,24 @@ def planted(scene: Scene, runtime: Runtime) -> None:
         record("unseen", **{f"planted: {name}{OF_THE_DRAW}": row})
 
 
+def left(scene: Scene, runtime: Runtime) -> None:
+    """What is left of a backdoor where a scan leaves out what it flags."""
+    for name in WANDERING:
+        added = made(scene, name, runtime)
+        for title, some in (("5 %", len(added)), ("1 %", len(added) // 5)):
+            transfer = scene.parts.training.with_more(added.subset(torch.arange(some)))
+            flagged = scanned_set(scene.scanned(transfer), LEFT_OUT).flagged
+            kept = transfer.subset(torch.from_numpy(~flagged).nonzero()[:, 0])
+            row = {
+                "poison left out": round(float(flagged[-some:].mean()), 4),
+                "clean images left out": round(float(flagged[:-some].mean()), 4),
+                "ASR, unscanned": scene.asr(scene.pupil(transfer, runtime), TRIGGERS[name], runtime),
+                "ASR of what is left": scene.asr(scene.pupil(kept, runtime), TRIGGERS[name], runtime),
+            }
+            print(f"  {name}, {title}: {row}", flush=True)
+            record("unseen", **{f"left: {name}, {title}{OF_THE_DRAW}": row})
+
+
 def clean(scene: Scene, _runtime: Runtime) -> None:
     """Sets that are odd, and hold no poison."""
     for name, change in CLEAN.items():
@@ -273,7 +309,12 @@ def clean(scene: Scene, _runtime: Runtime) -> None:
         record("unseen", **{f"clean: {name}{OF_THE_DRAW}": row})
 
 
-PARTS: dict[str, Callable[[Scene, Runtime], None]] = {"poison": poison, "planted": planted, "clean": clean}
+PARTS: dict[str, Callable[[Scene, Runtime], None]] = {
+    "poison": poison,
+    "planted": planted,
+    "left": left,
+    "clean": clean,
+}
 
 
 def main() -> None:
