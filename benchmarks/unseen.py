@@ -1,15 +1,15 @@
 """Triggers that Stillproof has no name for, and clean sets that look odd: what does the scan of a transfer set say?
 
-`python benchmarks/unseen.py [PART ...]`, parts: poison, planted, left, clean; all by default. Teacher, trusted images and
-references are those of benchmarks/poison.py (STILLPROOF_STORE, STILLPROOF_SEED); the poison is made here, by other code
-than the product's: PGD on the white-box teacher through the trigger, ε 8/255, 40 steps, then through JPEG 75 as the
+`python benchmarks/unseen.py [PART ...]`, parts: poison, planted, left, clean; all by default. Teacher, trusted images
+and references are those of benchmarks/poison.py (STILLPROOF_STORE, STILLPROOF_SEED); the poison is made here, by other
+code than the product's: PGD on the white-box teacher through the trigger, ε 8/255, 40 steps, then through JPEG 75 as the
 clean images. Beside 16 000 clean images it is 5 % of the set, and with its first fifth 1 %. Figures go to
 benchmarks/results/unseen.json.
 
 - poison: poison found, clean images flagged at a nominal 1 %, and the verdict (SP-P2).
 - planted: ASR of a student (zoo:cnn, cached labels) of the set with 5 % of it, unscanned, and of a clean student.
-- left: of the triggers in WANDERING, ASR of a student of the set with 5 and with 1 % of poison, unscanned, and of what a
-  scan at a nominal 5 % leaves.
+- left: of the triggers in WANDERING, ASR of a student of the set with 5 and with 1 % of poison, unscanned, and of what
+  a scan at a nominal 5 % leaves.
 - clean: what is flagged of sets without poison, and the verdict.
 """
 
