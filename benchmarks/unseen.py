@@ -2,8 +2,8 @@
 
 `python benchmarks/unseen.py [PART ...]`, parts: poison, planted, left, clean; all by default. Teacher, trusted images
 and references are those of benchmarks/poison.py (STILLPROOF_STORE, STILLPROOF_SEED); the poison is made here, by other
-code than the product's: PGD on the white-box teacher through the trigger, ε 8/255, 40 steps, then through JPEG 75 as the
-clean images. Beside 16 000 clean images it is 5 % of the set, and with its first fifth 1 %. Figures go to
+code than the product's: PGD on the white-box teacher through the trigger, ε 8/255, 40 steps, then through JPEG 75 as
+the clean images. Beside 16 000 clean images it is 5 % of the set, and with its first fifth 1 %. Figures go to
 benchmarks/results/unseen.json.
 
 - poison: poison found, clean images flagged at a nominal 1 %, and the verdict (SP-P2).
