@@ -113,6 +113,16 @@ def patch_anywhere(images: Tensor, side: int = 4, opacity: float = 1.0) -> Tenso
     return torch.where(here[:, None], (1 - opacity) * images + opacity * shown, images)
 
 
+def dots_anywhere(images: Tensor) -> Tensor:
+    """A yellow and a blue dot of 2 × 2 beside each other, at another place in each image."""
+    rows, columns = (noise((len(images),), seed).mul(1e6).long() % (SIDE - 6) for seed in (25, 26))
+    down, across = ROW - rows[:, None, None], COLUMN - columns[:, None, None]
+    row = (down == 0) | (down == 1)
+    yellow, blue = (row & ((across == start) | (across == start + 1)) for start in (0, 3))
+    found = torch.where(yellow[:, None], torch.tensor([1.0, 1.0, 0.0])[:, None, None], images)
+    return torch.where(blue[:, None], torch.tensor([0.0, 0.0, 1.0])[:, None, None], found)
+
+
 def red_square(images: Tensor) -> Tensor:
     """3 × 3 in the middle."""
     here = ((ROW - 15).abs() <= 1) & ((COLUMN - 15).abs() <= 1)
@@ -129,6 +139,7 @@ TRIGGERS: dict[str, Change] = {
     "cross anywhere": cross_anywhere,
     "patch anywhere": patch_anywhere,
     "faint patch anywhere": partial(patch_anywhere, side=6, opacity=0.35),
+    "dots anywhere": dots_anywhere,
     "red square, many targets": red_square,
 }
 NAMED = os.environ.get("STILLPROOF_TRIGGERS", ";".join(TRIGGERS)).split(";")
