@@ -311,7 +311,7 @@ def planted(scene: Scene, runtime: Runtime) -> None:
 
 def left(scene: Scene, runtime: Runtime) -> None:
     """What is left of a backdoor where a scan leaves out what it flags."""
-    for name in WANDERING:
+    for name in [name for name in WANDERING if name in NAMED]:
         added = made(scene, name, runtime)
         for title, some in (("5 %", len(added)), ("1 %", len(added) // 5)):
             transfer = scene.parts.training.with_more(added.subset(torch.arange(some)))

@@ -127,8 +127,8 @@ def flagged_table(scanned: Scanned, p: np.ndarray, scores: Mapping[str, Scores],
         columns=["row", "the teacher sees", "p", *names],
         rows=cells,
         note="agreement: 1 − cosine of the logits of teacher and reference; shared pattern: in deviations of clean "
-        "images; wandering pattern: 1 is what one in fifty images of other classes has. All that is flagged is in the "
-        "manifest beside the cleaned set.",
+        "images; wandering pattern: 1 is what one in fifty images of other classes has, 0 a class "
+        "without one. All that is flagged is in the manifest beside the cleaned set.",
     )
 
 

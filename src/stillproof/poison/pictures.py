@@ -10,14 +10,14 @@ from stillproof.core.store import Artefact
 from stillproof.findings import Picture
 from stillproof.pictures import magnified, side_by_side
 from stillproof.poison.scan_student.verdict import Inspected
-from stillproof.poison.scanning import pattern_of
+from stillproof.poison.scanning import PATTERNS, pattern_of
 from stillproof.poison.triggers import Stamp
 
 SHOWN = 8
 """Flagged images in a picture."""
 
-HELD = {"shared pattern": "share", "wandering pattern": "hold, each at another place"}
-"""What images do with the pattern that a scanner seeks."""
+HELD = {"shared pattern": "share", "wandering pattern": "hold, wherever it is"}
+"""What images do with the pattern that a scanner of PATTERNS seeks."""
 
 
 def beside(crafted: Artefact) -> list[Picture]:
@@ -60,11 +60,11 @@ def found_by(scanned: Artefact, shown: ImageSet) -> list[Picture]:
     worst = int(guessed[flagged].bincount().argmax())
     name = scanned.values["classes"][worst]
     found: list[Picture] = []
-    for scanner, held in HELD.items():
+    for scanner in PATTERNS:
         pattern = pattern_of(scanned, scanner, worst)
         if pattern is not None:
             picture, factor = magnified(pattern.numpy())
-            found.append(side_by_side(f"what suspicious images of {name!r} {held}, × {factor:.2g}", [picture]))
+            found.append(side_by_side(f"what suspicious images of {name!r} {HELD[scanner]}, × {factor:.2g}", [picture]))
     p = scanned.tensors["p"].masked_fill(~(flagged & (guessed == worst)), 2.0)
     rows = p.argsort(stable=True)[: min(SHOWN, int((p < 2).sum()))]
     images = [image.numpy().astype(np.float32) / 255 for image in shown.images[rows]]

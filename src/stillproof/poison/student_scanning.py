@@ -137,7 +137,7 @@ def _cost_of(found: Sequence[object], images: ImageSet, epochs: int) -> Cost:
 
 
 def _recovered(scanned: Artefact) -> dict[str, Tensor]:
-    """What images share of the classes of which so much is flagged that it may be a trigger: every class has some."""
+    """What images share of the classes of which so much is flagged that it may be a trigger: most classes have some."""
     gathered, found = scanned_set(scanned, FLAGGED).gathered(), {}
     for (index, name), scanner in product(enumerate(scanned.values["classes"]), PATTERNS):
         pattern = pattern_of(scanned, scanner, index)

@@ -20,8 +20,9 @@ def exceedance(scores: Scores) -> Scores:
 
 
 def combined(scores: Mapping[str, Scores]) -> Scores:
-    """The largest exceedance of each image: what one scanner is sure of needs no second."""
-    parts = [exceedance(one) for one in scores.values()]
+    """The largest exceedance of each image: what one scanner is sure of needs no second. Silent ones have no say."""
+    heard = [one for one in scores.values() if one.suspects.any() or one.trusted.any()] or list(scores.values())
+    parts = [exceedance(one) for one in heard]
     return Scores(
         np.maximum.reduce([part.suspects for part in parts]), np.maximum.reduce([part.trusted for part in parts])
     )

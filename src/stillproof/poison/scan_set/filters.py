@@ -18,7 +18,7 @@ Filter = TypeVar("Filter")
 
 @dataclass(frozen=True, slots=True)
 class Patterns:
-    """scores, and for each class with suspicious images what these have and the others have not: (C, H, W), signed."""
+    """scores, and for some classes what their suspicious images have and the others have not: (C, H, W), signed."""
 
     scores: Scores
     shown: dict[int, Tensor] = field(default_factory=dict)
@@ -40,10 +40,11 @@ def crosswise(
     halves = [sight.parts(2, derive(seed, name)) for name, sight in (("s", suspects), ("t", trusted))]
     scores = np.zeros(len(suspects)), np.zeros(len(trusted))
     filters: list[Mapping[int, Filter]] = []
+    seen = [(sight.images, sight.guessed) for sight in (suspects, trusted)]
     for half in (0, 1):
         filters.append(made(halves[0] != half))
-        for score, sight, own in zip(scores, (suspects, trusted), halves, strict=True):
+        for score, (images, guessed), own in zip(scores, seen, halves, strict=True):
             for index, one in filters[half].items():
-                rows = ((own == half) & (sight.guessed == index)).nonzero()[:, 0]
-                score[rows.numpy()] = match(one, sight.images[rows]).double().numpy()
+                rows = ((own == half) & (guessed == index)).nonzero()[:, 0]
+                score[rows.numpy()] = match(one, images[rows]).double().numpy()
     return *scores, filters

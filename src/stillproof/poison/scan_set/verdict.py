@@ -279,5 +279,6 @@ def of_the_set(subject: str, scanned: Scanned) -> Finding:
         "distil on it with `stillproof distill --resistant`, and scan the student."
         if status == "fail"
         else "An attacker who knows this scan can do better (`stillproof poison --fools` shows by how much), and so "
-        "can a trigger that is no pattern: a warp, or a shade. Scan the student.",
+        "can a trigger that is no pattern (a warp, a shade), or a small one at another place in each of few images. "
+        "Scan the student.",
     )

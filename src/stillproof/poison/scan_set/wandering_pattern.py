@@ -3,8 +3,8 @@
 In a mean of images such a pattern is washed out (D4 does not see it). But of all windows of some pixels in an image one
 holds it, and a filter that is only a little like the pattern is answered best there: so the windows that a filter is
 answered best in, one an image, are lined up by the pattern itself. Those of suspicious images less those of the others,
-over the spread of the others (Fisher's discriminant), are a better filter, and so on from there. Where the filter is
-answered in an image, and how many suspicious images hold nothing, does not matter: what they have in common cancels.
+over the spread of the others (Fisher's discriminant), are a better filter, and so on from there. What suspicious images
+that hold nothing have in common with the others cancels.
 
 It begins with the directions in which windows of suspicious images spread most, beside those of the others.
 """
@@ -31,14 +31,14 @@ SIDE = 5
 PIXELS = 2**20
 """Of the images that are looked at at a time."""
 
-SAMPLE = 500
-"""Images whose windows say how windows spread."""
+SAMPLE, SAMPLED = 500, 2**21
+"""Images whose windows say how windows spread, and pixels that they have at most together."""
 
 ROUNDING = 1 / 255
-"""Least deviation of a direction that is divided by."""
+"""Least deviation of a direction, and least unit of an answer, that is divided by."""
 
 STRIDE = 2
-"""Of the windows that the first filters are made from."""
+"""Of the windows that say how windows spread."""
 
 STARTS = 2
 """Directions that it begins with, either way."""
@@ -53,8 +53,8 @@ RIDGE = 0.1
 """Share of their mean that is added to the variances of the windows of the others."""
 
 ELSEWHERE, TAIL = 1500, 0.98
-"""So many images of other classes say what is answered by accident: the unit of an answer is the distance of this
-quantile of theirs from the middle. (Of its own class some of those that are not suspicious hold the pattern.)"""
+"""So many trusted images of other classes say what is answered by accident: the unit of an answer is the distance of
+this quantile of theirs from the middle. (Suspects of any class may hold the pattern; their author would see to it.)"""
 
 USUAL = 1.0
 """In this unit: a clean image may well answer so much."""
@@ -67,7 +67,8 @@ has no pattern, and scores 0: what else parts them (suspicious images are unusua
 @dataclass(frozen=True, kw_only=True)
 class WanderingPattern:
     """suspicion: p-value of D1 up to which an image is suspicious; fewest: suspicious images, and others, that a class
-    must have; most: as many, the most suspicious, make a filter; seed: of the halves, and of who the others are.
+    must have; most: so many, the most suspicious, and so many others make a filter; seed: of the halves, and of who
+    the others are.
     """
 
     suspicion: float = 0.4
@@ -83,30 +84,32 @@ class WanderingPattern:
         """The scores, and the patterns by class, in the middle. doubts: what makes an image suspicious; None: D1."""
         seen = agreement(suspects, trusted) if doubts is None else doubts
         p = torch.from_numpy(p_values(seen))
-        windows = _Windows.of(suspects.images[permutation(len(suspects), derive(self.seed, "windows"))[:SAMPLE]])
+        sampled = max(1, min(SAMPLE, SAMPLED // suspects.images[0, 0].numel()))
+        windows = _Windows.of(suspects.images[permutation(len(suspects), derive(self.seed, "windows"))[:sampled]])
+
+        guessed, usual_guess = suspects.guessed, trusted.guessed
 
         def made(half: Tensor) -> dict[int, _Filter]:
             found: dict[int, _Filter] = {}
             for index in range(suspects.teacher.shape[1]):
-                there = suspects.guessed == index
-                here, elsewhere = (half & there).nonzero()[:, 0], (half & ~there).nonzero()[:, 0]
+                here = (half & (guessed == index)).nonzero()[:, 0]
                 doubted = here[p[here] <= self.suspicion]
                 doubted = doubted[p[doubted].argsort(stable=True)][: self.most]
                 others = self._some(here[p[here] > self.suspicion], self.most, index)
-                elsewhere = self._some(elsewhere, ELSEWHERE, index)
+                elsewhere = self._some((usual_guess != index).nonzero()[:, 0], ELSEWHERE, index)
                 if min(len(doubted), len(others), len(elsewhere)) >= self.fewest:
-                    sets = (suspects.images[rows] for rows in (doubted, others, elsewhere))
+                    sets = suspects.images[doubted], suspects.images[others], trusted.images[elsewhere]
                     found[index] = windows.filter(*sets, fewest=self.fewest)
             return found
 
         found, usual, filters = crosswise(suspects, trusted, self.seed, made, _Filter.answers)
         shown: dict[int, Tensor] = {}
-        for index, one in (pair for half in filters for pair in half.items()):
-            here, known = (suspects.guessed == index).numpy(), (trusted.guessed == index).numpy()
+        for index, one in {**filters[1], **filters[0]}.items():
+            here, known = (guessed == index).numpy(), (usual_guess == index).numpy()
             if _chance(found[here & (p <= self.suspicion).numpy()], usual[known]) > CHANCE:
                 found[here], usual[known] = 0.0, 0.0
             else:
-                shown.setdefault(index, one.shown(suspects.images.shape[2:]))
+                shown[index] = one.shown(suspects.images.shape[2:])
         return Patterns(Scores(found, usual, least=USUAL), shown)
 
     def _some(self, rows: Tensor, most: int, index: int) -> Tensor:
@@ -150,17 +153,18 @@ class _Windows:
         shape = (images.shape[1], side, side)
         count, total, squares = 0, torch.zeros(1), torch.zeros(1)
         for chunk in _chunks(images):
-            found = F.unfold(chunk, side).transpose(1, 2).flatten(0, 1).double()
-            count, total, squares = count + len(found), total + found.sum(0), squares + found.T @ found
+            found = F.unfold(chunk, side, stride=STRIDE).transpose(1, 2).flatten(0, 1)
+            count, total = count + len(found), total + found.sum(0).double()
+            squares = squares + (found.T @ found).double()
         mean = total / count
         values, directions = torch.linalg.eigh(squares / count - mean.outer(mean))
         whitening = directions / values.clamp_min(ROUNDING**2).sqrt()
         return cls(shape, mean.float(), whitening.float())
 
     def filter(self, doubted: Tensor, others: Tensor, elsewhere: Tensor, *, fewest: int) -> _Filter:
-        """What parts the windows of the doubted and the other images of a class; elsewhere: some of other classes.
+        """What parts the windows of the doubted and the other images of a class; elsewhere: trusted ones of others.
 
-        uint8, (n, C, H, W) each. fewest: of the doubted that must answer for the others not to be asked.
+        uint8, (n, C, H, W) each. fewest: of the doubted that must answer, or the rounds go on with all of them.
         """
         images, count = torch.cat([doubted, others]), len(doubted)
         filters = self._starts(doubted, others)
