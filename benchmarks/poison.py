@@ -1,13 +1,13 @@
 """The poisoned transfer set on CIFAR-10: does it plant a backdoor, is it found, is it kept out?
 
-`python benchmarks/poison.py [PART ...]`, parts: scan, beside, attack, online, cost, compression; all by default.
+`python benchmarks/poison.py [PART ...]`, parts: scan, beside, attack, online, cost, views, compression; all by default.
 Stages stay (STILLPROOF_STORE), so that a killed run goes on. Teacher zoo:resnet18?width=16 (that of
 benchmarks/models.py), student zoo:cnn, 16 000 images of the training part, 2 000 trusted ones that nothing was trained
 on, ε 8/255, the poison through the clean images' codec.
 
 - scan: poison found at a nominal 1 % of false alarms, by trigger and rate, and what is flagged of clean sets.
 - beside: the same at 5 % by the scanners that have no say, and by the published baselines.
-- cost: a scan of 50 000 images over the bare forward passes that it needs.
+- cost: a scan of 50 000 images over the bare forward passes that it needs; views: those of `--also stability` likewise.
 - compression: ASR of the teacher's own copies, pruned and in INT8, tuned on the poisoned set.
 - attack: ASR of students, cached labels, with the defences. online: the same with labels on augmented views.
 
@@ -18,7 +18,6 @@ STILLPROOF_TRIGGERS ("patch;blend") names some of the triggers.
 from __future__ import annotations
 
 import os
-import statistics
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -33,6 +32,7 @@ from shared.plans import executed
 from shared.record import needed_cifar10, record
 from stillproof.core.carving import carve
 from stillproof.core.classifiers import predict
+from stillproof.core.images import ImageSet
 from stillproof.core.plan import Context, Stage
 from stillproof.core.runtime import Runtime
 from stillproof.core.sources import open_source
@@ -54,7 +54,7 @@ SEEDS = int(os.environ.get("STILLPROOF_SEEDS", "3"))
 DRAW = int(os.environ.get("STILLPROOF_SEED", "0"))
 OF_THE_DRAW = f", seed {DRAW}" if DRAW else ""
 FALSE_ALARMS = 0.01
-MANY, COST_ROUNDS = 50_000, 1
+MANY = 50_000
 
 
 def settings(place: str, trigger: str, rate: float = 0.05, mode: str = "cached") -> PoisonSettings:
@@ -185,33 +185,48 @@ def beside(place: str, runtime: Runtime) -> None:
 def cost(place: str, runtime: Runtime) -> None:
     """A scan of 50 000 images, its references at hand, over the bare passes of teacher and reference."""
     values, references = read_by_the_scan(planned(settings(place, TRIGGERS[0]), runtime), runtime)
-    context, clock = Context(runtime), clock_of(runtime)
+    context = Context(runtime)
+    whole = load_set.run(context, source=open_source(place), part="training", limit=MANY)
+    images, models = set_of(whole), [classifier_of(one, context) for one in (values["teacher"], references[0])]
+
+    def bare() -> None:
+        for model in models:
+            predict(model, images, runtime)
+
+    def scanned() -> None:
+        scan_set.run(context, values["teacher"], whole, values["trusted"], references, false_alarms=FALSE_ALARMS)
+
+    _compared("cost", "scan over its 2 passes", bare, scanned, images, runtime)
+
+
+def views(place: str, runtime: Runtime) -> None:
+    """The views of `--also stability`, over the bare passes of the teacher."""
+    values, _ = read_by_the_scan(planned(settings(place, TRIGGERS[0]), runtime), runtime)
+    context = Context(runtime)
     whole = load_set.run(context, source=open_source(place), part="training", limit=MANY)
     images, master = set_of(whole), classifier_of(values["teacher"], context)
-    reference = classifier_of(references[0], context)
-    found: dict[str, list[float]] = {"bare": [], "scan": [], "bare views": [], "views": []}
-    for _ in range(COST_ROUNDS):
-        began = clock()
-        predict(master, images, runtime)
-        of_the_teacher = clock() - began
-        predict(reference, images, runtime)
-        found["bare"].append(clock() - began)
-        found["bare views"].append((1 + len(VIEWS)) * of_the_teacher)
-        began = clock()
-        scan_set.run(context, values["teacher"], whole, values["trusted"], references, false_alarms=FALSE_ALARMS)
-        found["scan"].append(clock() - began)
-        began = clock()
+
+    def bare() -> None:
+        for _ in range(1 + len(VIEWS)):
+            predict(master, images, runtime)
+
+    def viewed() -> None:
         view.run(context, values["teacher"], whole, values["trusted"], seed=0)
-        found["views"].append(clock() - began)
-    medians = {name: statistics.median(times) for name, times in found.items()}
-    ratios = {
-        "scan over its 2 passes": medians["scan"] / medians["bare"],
-        "scan and views over their 11 passes": (medians["scan"] + medians["views"])
-        / (medians["bare"] + medians["bare views"]),
-    }
-    row = {"images": len(images), "rounds": COST_ROUNDS, "threads": runtime.threads, "seconds": medians, **ratios}
-    print(f"  cost: {row}", flush=True)
-    record("poison", **{f"cost{OF_THE_DRAW}": row})
+
+    _compared("cost of the views", "views over their 9 passes", bare, viewed, images, runtime)
+
+
+def _compared(
+    name: str, title: str, bare: Callable[[], None], whole: Callable[[], None], images: ImageSet, runtime: Runtime
+) -> None:
+    clock, seconds = clock_of(runtime), []
+    for work in (bare, whole):
+        began = clock()
+        work()
+        seconds.append(clock() - began)
+    row = {"images": len(images), "threads": runtime.threads, "seconds": seconds, title: seconds[1] / seconds[0]}
+    print(f"  {name}: {row}", flush=True)
+    record("poison", **{f"{name}{OF_THE_DRAW}": row})
 
 
 def compression(place: str, runtime: Runtime) -> None:
@@ -258,6 +273,7 @@ PARTS: dict[str, Callable[[str, Runtime], None]] = {
     "beside": beside,
     "attack": attack,
     "cost": cost,
+    "views": views,
     "compression": compression,
     "online": lambda place, runtime: attack(place, runtime, "online", TRIGGERS[:1]),
 }
