@@ -3,15 +3,18 @@ itself: each image is scored by a filter of the other half of the set."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from stillproof.core.noise import derive
-from stillproof.poison.scan_set.sight import Scores, Sight
+from stillproof.poison.scan_set.agreement import agreement
+from stillproof.poison.scan_set.sight import Scores, Sight, p_values
 
 Filter = TypeVar("Filter")
 
@@ -22,6 +25,26 @@ class Patterns:
 
     scores: Scores
     shown: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatternScanner(ABC):
+    """A scanner that begins with what another suspects. seed: of the halves, and of what else is drawn."""
+
+    seed: int = 0
+
+    def __call__(self, suspects: Sight, trusted: Sight) -> Scores:
+        """How much of what suspicious images of its predicted class share each image holds."""
+        return self.look(suspects, trusted).scores
+
+    def look(self, suspects: Sight, trusted: Sight, doubts: Scores | None = None) -> Patterns:
+        """The scores, and the patterns by class. doubts: what makes an image suspicious; None: D1."""
+        seen = agreement(suspects, trusted) if doubts is None else doubts
+        return self.patterns(suspects, trusted, torch.from_numpy(p_values(seen)))
+
+    @abstractmethod
+    def patterns(self, suspects: Sight, trusted: Sight, p: Tensor) -> Patterns:
+        """The same, from how suspicious the suspects are. p: float64, (N,)."""
 
 
 def crosswise(

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from stillproof.core.images import batches
-from stillproof.poison.scan_set.agreement import agreement
-from stillproof.poison.scan_set.filters import Patterns, crosswise
-from stillproof.poison.scan_set.sight import Scores, Sight, p_values
+from stillproof.poison.scan_set.filters import Patterns, PatternScanner, crosswise
+from stillproof.poison.scan_set.sight import Scores, Sight
 
 CHUNK = 2048
 
@@ -38,9 +37,10 @@ CHANCE = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class SharedPattern:
-    """suspicions: p-values of D1 up to which an image is suspicious; fewest: suspicious images a class must have; seed:
-    of the halves.
+class SharedPattern(PatternScanner):
+    """suspicions: p-values of D1 up to which an image is suspicious; fewest: suspicious images a class must have.
+
+    Scores are in deviations.
 
     Of the suspicions that one is taken, class by class, whose filter stands out most from chance: good references give
     much of the poison a small p, and weak ones do not.
@@ -48,16 +48,9 @@ class SharedPattern:
 
     suspicions: tuple[float, ...] = (0.05, 0.1, 0.2, 0.4)
     fewest: int = 8
-    seed: int = 0
 
-    def __call__(self, suspects: Sight, trusted: Sight) -> Scores:
-        """How much of the filter of its predicted class each image holds, in deviations."""
-        return self.look(suspects, trusted).scores
-
-    def look(self, suspects: Sight, trusted: Sight, doubts: Scores | None = None) -> Patterns:
-        """The scores, and the patterns by class. doubts: what makes an image suspicious; None: D1."""
-        seen = agreement(suspects, trusted) if doubts is None else doubts
-        p = torch.from_numpy(p_values(seen))
+    def patterns(self, suspects: Sight, trusted: Sight, p: Tensor) -> Patterns:
+        """As wide as the image."""
         spectrum = _Spectrum.of(suspects.images)
 
         def made(half: Tensor) -> dict[int, Tensor]:

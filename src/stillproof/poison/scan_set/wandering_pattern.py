@@ -21,9 +21,8 @@ from torch import Tensor
 
 from stillproof.core.images import batches
 from stillproof.core.noise import derive, permutation
-from stillproof.poison.scan_set.agreement import agreement
-from stillproof.poison.scan_set.filters import Patterns, crosswise
-from stillproof.poison.scan_set.sight import Scores, Sight, p_values
+from stillproof.poison.scan_set.filters import Patterns, PatternScanner, crosswise
+from stillproof.poison.scan_set.sight import Scores, Sight
 
 SIDE = 5
 """Pixels of a window: a larger pattern has windows of this size."""
@@ -65,28 +64,20 @@ has no pattern, and scores 0: what else parts them (suspicious images are unusua
 
 
 @dataclass(frozen=True, kw_only=True)
-class WanderingPattern:
+class WanderingPattern(PatternScanner):
     """suspicion: p-value of D1 up to which an image is suspicious; fewest: suspicious images, and others, that a class
-    must have; most: so many, the most suspicious, and so many others make a filter; seed: of the halves, and of who
-    the others are.
+    must have; most: so many, the most suspicious, and so many others make a filter. An image is scored by the window
+    that answers best.
     """
 
     suspicion: float = 0.4
     fewest: int = 8
     most: int = 400
-    seed: int = 0
 
-    def __call__(self, suspects: Sight, trusted: Sight) -> Scores:
-        """How well the best window of each image answers the filter of its predicted class."""
-        return self.look(suspects, trusted).scores
-
-    def look(self, suspects: Sight, trusted: Sight, doubts: Scores | None = None) -> Patterns:
-        """The scores, and the patterns by class, in the middle. doubts: what makes an image suspicious; None: D1."""
-        seen = agreement(suspects, trusted) if doubts is None else doubts
-        p = torch.from_numpy(p_values(seen))
+    def patterns(self, suspects: Sight, trusted: Sight, p: Tensor) -> Patterns:
+        """In the middle of the image."""
         sampled = max(1, min(SAMPLE, SAMPLED // suspects.images[0, 0].numel()))
         windows = _Windows.of(suspects.images[permutation(len(suspects), derive(self.seed, "windows"))[:sampled]])
-
         guessed, usual_guess = suspects.guessed, trusted.guessed
 
         def made(half: Tensor) -> dict[int, _Filter]:
